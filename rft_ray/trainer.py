@@ -1,0 +1,258 @@
+"""Fine-tuning on Ray Train with DeepSpeed ZeRO: one loop for every kind of supervised step.
+
+`run_training` is called by the driver and returns finished Hugging Face folders; `train_loop` runs
+on every rank and sees only batches, whose source is an iterator: the plan of a data set here.
+Everything random comes from the plan and the learning rate is a function of the step, so a resumed
+run repeats the uninterrupted one. Models train without dropout. Left out: any loss but RFT's,
+gradient accumulation by count (a step's micro-batches are whatever its rows need).
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from rft_ray.config import RecipeConfig, TrainerConfig
+from rft_ray.errors import InputError
+from rft_ray.packing import ExampleColumns, PackedBatch, TrainingPlan, pack_batch, plan_steps
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+    from torch import Tensor
+    from torch.nn import Module
+
+MAX_WORKER_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """One fine-tuning run, from a Hugging Face folder and a Parquet file to a new folder.
+
+    Beside `output_dir` may stand `<output_dir>.train` (checkpoints, while it runs) and
+    `<output_dir>.steps/step-000123` (the extra exports of `recipe.export_every`).
+    """
+
+    name: str
+    model: str
+    examples: str
+    output_dir: str
+    recipe: RecipeConfig
+    metrics_path: str
+    round: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """What one rank computes in one optimiser step, and the step's global counts.
+
+    Invariant: all ranks hold the same number of micro-batches for the same step.
+    """
+
+    step: int
+    micro_batches: list[PackedBatch]
+    tokens: int
+    examples: int
+    fill: float
+
+
+def run_training(job: TrainingJob, trainer: TrainerConfig) -> list[str]:
+    """Train until `job.output_dir` exists; the exports in step order, that folder last.
+
+    The same call again continues from the last complete checkpoint, or returns at once.
+    """
+    output_dir = os.path.abspath(job.output_dir)
+    if not os.path.isdir(output_dir):
+        _refuse_bad_input(job)
+        failure = _fit(job, trainer, output_dir)
+        if failure:
+            raise FloatingPointError(f"training {job.name} stopped: {failure}")
+        # The export is complete: the checkpoints have nothing left to protect.
+        shutil.rmtree(f"{output_dir}.train", ignore_errors=True)
+    steps = sorted(Path(f"{output_dir}.steps").glob("step-" + "[0-9]" * 6))
+    return [*map(str, steps), output_dir]
+
+
+def _refuse_bad_input(job: TrainingJob) -> None:
+    if not os.path.isfile(os.path.join(job.model, "config.json")):
+        raise InputError(f"{job.model}: not a Hugging Face model folder (no config.json)")
+    if pq.read_metadata(job.examples).num_rows == 0:
+        raise ValueError(f"{job.examples}: there are no examples to train on")
+
+
+def _fit(job: TrainingJob, trainer: TrainerConfig, output_dir: str) -> str | None:
+    """Run `train_loop` on all ranks; what it returned on rank 0."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    # Ray Train reads these two in the driver and hands them on to its controller and workers.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(trainer.start_timeout_s)
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(trainer.collective_timeout_s)
+    on_gpu = trainer.gpus_per_worker > 0
+    resources = {"CPU": trainer.cpus_per_worker}
+    if on_gpu:
+        resources["GPU"] = trainer.gpus_per_worker
+    result = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job, "trainer": trainer},
+        torch_config=TorchConfig(
+            backend="nccl" if on_gpu else "gloo", timeout_s=math.ceil(trainer.collective_timeout_s)
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=trainer.num_workers, use_gpu=on_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="run",
+            storage_path=f"{output_dir}.train",
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    ).fit()
+    return result.return_value
+
+
+def train_loop(config: dict[str, Any]) -> str | None:
+    """One rank: train to the end and export. Returns why it stopped, where the loss blew up.
+
+    That is returned rather than raised, because Ray Train would retry what fails every time.
+    """
+    job: TrainingJob = config["job"]
+    trainer: TrainerConfig = config["trainer"]
+    rank, num_ranks = _prepare_process(trainer)
+
+    from rft_ray.export import (
+        export_model,
+        load_checkpoint,
+        probe_sequences,
+        report_checkpoint,
+    )
+    from rft_ray.prompts import read_example_columns
+
+    columns = read_example_columns(job.examples)
+    recipe = job.recipe
+    plan = plan_steps(
+        columns.lengths, recipe, num_ranks, trainer.row_tokens, trainer.micro_batch_rows
+    )
+    engine = build_engine(job.model, recipe, trainer)
+    done = load_checkpoint(engine)
+    metrics = MetricsFile(job, done) if rank == 0 else None
+    probes = probe_sequences(columns)
+    output_dir = os.path.abspath(job.output_dir)
+
+    for batch in planned_batches(plan, columns, rank, first_step=done + 1):
+        started = time.perf_counter()
+        rate = learning_rate(batch.step, plan.num_steps, recipe)
+        loss, grad_norm = train_step(engine, batch, rate, recipe.max_grad_norm)
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            return f"step {batch.step}: loss {loss}, gradient norm {grad_norm}"
+        if metrics:
+            metrics.append(
+                batch,
+                total_steps=plan.num_steps,
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=grad_norm,
+                seconds=time.perf_counter() - started,
+            )
+        is_last = batch.step == plan.num_steps
+        if is_last:
+            export_model(engine, job.model, output_dir, probes, batch.step)
+        elif recipe.export_every and batch.step % recipe.export_every == 0:
+            folder = f"{output_dir}.steps/step-{batch.step:06d}"
+            export_model(engine, job.model, folder, probes, batch.step)
+        if trainer.checkpoint_every and batch.step % trainer.checkpoint_every == 0 and not is_last:
+            report_checkpoint(engine, batch.step)
+    return None
+
+
+def planned_batches(
+    plan: TrainingPlan, columns: ExampleColumns, rank: int, first_step: int
+) -> Iterator[StepBatch]:
+    """This rank's part of every step of a plan, from first_step on."""
+    from rft_ray.loss import token_weights
+
+    for number in range(first_step, plan.num_steps + 1):
+        step = plan.step(number)
+        loss_tokens = columns.loss_tokens[step.example_ids]
+        weights = token_weights(loss_tokens, columns.weights[step.example_ids], plan.recipe.loss)
+        by_example = dict(zip(step.example_ids, weights.tolist(), strict=True))
+        yield StepBatch(
+            step=number,
+            micro_batches=[pack_batch(r, columns, by_example) for r in step.micro_batches[rank]],
+            tokens=int(loss_tokens.sum()),
+            examples=len(step.example_ids),
+            fill=step.fill,
+        )
+
+
+def learning_rate(step: int, total_steps: int, recipe: RecipeConfig) -> float:
+    """The rate of optimiser step 1..total_steps: linear warm-up to the peak, then the schedule."""
+    warmup = round(total_steps * recipe.warmup_fraction)
+    if step <= warmup:
+        # Step 0 would be the one at rate zero, so that no step is wasted on it.
+        return recipe.learning_rate * step / (warmup + 1)
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    progress = (step - 1 - warmup) / max(1, total_steps - warmup)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train_step(
+    engine: "DeepSpeedEngine", batch: StepBatch, rate: float, max_grad_norm: float
+) -> tuple[float, float]:
+    """One optimiser step; the exact loss over all ranks, and the gradient norm before clipping.
+
+    The weights are left alone when the loss is not finite.
+    """
+    import torch
+    from torch import distributed
+
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    for number, packed in enumerate(batch.micro_batches, start=1):
+        # The count of micro-batches differs from step to step: the boundary is ours to announce.
+        engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
+        loss = packed_loss(engine, packed, engine.device)
+        # DeepSpeed takes the mean of the ranks' gradients; the weights already make a sum exact.
+        engine.backward(loss * engine.world_size)
+        total += loss.detach()
+    distributed.all_reduce(total)
+    if not math.isfinite(total.item()):
+        return total.item(), math.nan
+    if engine.zero_optimization() or engine.bfloat16_enabled():
+        engine.step()
+        return total.item(), float(engine.get_global_grad_norm())
+    # Plain fp32 data parallelism: DeepSpeed would clip, but not tell the norm.
+    limit = max_grad_norm or math.inf
+    grad_norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), limit)
+    engine.step()
+    return total.item(), grad_norm.item()
+
+
+def packed_loss(model: "Module", packed: PackedBatch, device: "str | torch.device") -> "Tensor":
+    """The share of the step's loss that a micro-batch of packed rows holds."""
+    import torch
+
+    from rft_ray.loss import predicting_positions, weighted_nll
+
+    token_ids = torch.from_numpy(packed.token_ids).to(device)
+    weights = torch.from_numpy(packed.weights).to(device)
+    positions = predicting_positions(weights)
+    # No attention mask: from position ids that restart, transformers itself builds the block-
+    # diagonal one (or variable-length flash attention), sliding windows included.
+    logits = model(
+        input_ids=token_ids,
+        position_ids=torch.from_numpy(packed.position_ids).to(device),
+        use_cache=False,
+        logits_to_keep=positions,
+    ).logits
+    return weighted_nll(logits, token_ids, weights, positions)
