@@ -2,7 +2,7 @@
 
 The language is Python's arithmetic on plain numbers, since that is what the paper's code evaluated:
 `+ - * / // % **`, parentheses, unary signs, decimals, and a leading zero refused as Python does.
-Values are rationals, so 0.1+0.2 is 0.3 and the tolerance of a check is the only inexact thing in it.
+Values are rationals: 0.1+0.2 is 0.3, and the tolerance of a check is the only inexact thing in it.
 
 Differences from the paper's `eval` and `float`, each towards refusing: results at the very edge of
 the tolerance follow the exact value; `**` takes whole exponents only and both it and literals are
@@ -18,9 +18,13 @@ MAX_DEPTH = 50
 MAX_RESULT_BITS = 4_096
 TOLERANCE = Fraction(1, 1_000)
 
-TOKEN = re.compile(r"[ \t]*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?|\*\*|//|[-+*/%()])")
+TOKEN = re.compile(
+    r"[ \t]*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?|\*\*|//|[-+*/%()])"
+)
 NUMBER = re.compile(r"([0-9]*)\.?([0-9]*)(?:[eE]([+-]?[0-9]{1,2}))?")
-SIGNED_NUMBER = re.compile(r"[ \t]*([+-]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)[ \t]*")
+SIGNED_NUMBER = re.compile(
+    r"[ \t]*([+-]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)[ \t]*"
+)
 
 BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "%": 2, "**": 4}
 SIGN_BINDING = 3

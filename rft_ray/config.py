@@ -5,10 +5,11 @@ overrides. Unknown keys are refused with the nearest valid name. `sampling`, `sf
 written once at the top; a policy or the target may override single fields of them, and the merged
 values are what the run directory's `config.yaml` shows. Engine settings that belong to vLLM or
 DeepSpeed go through one dict named after their owner, unchecked and unrenamed, so that their own
-documentation stays valid. Left out: anything read from the environment except what Ray itself reads.
+documentation stays valid. The few environment variables the package reads are read here.
 """
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -149,7 +150,7 @@ class RecipeConfig(Section):
     seed: int = 0
     """Order of the examples."""
     export_every: Count | None = None
-    """Steps between extra Hugging Face exports, which evaluation chooses from; none: the end only."""
+    """Steps between extra Hugging Face exports for evaluation to choose from; none: one at the end."""
 
 
 class PolicyConfig(Section):
@@ -239,7 +240,7 @@ class EvaluationConfig(Section):
     max_tokens: Count = 256
     """Longest completion, EOS included."""
     parity_tolerance: Annotated[float, Field(gt=0.0)] = 1e-3
-    """Largest difference of a log-probability between trainer and sampler after a weight refresh."""
+    """Largest difference of log-probabilities between trainer and sampler after a refresh."""
 
 
 class RunConfig(Section):
@@ -403,7 +404,7 @@ def _dotted(error: Any) -> str:
 
 
 def _line_of(tree: yaml.Node, location: list[int | str]) -> tuple[int | None, int]:
-    """The line of the deepest part of a key path that the file contains; how many parts it lacks."""
+    """The line of the deepest part of a key path in the file; how many parts the file lacks."""
     line, node = None, tree
     for depth, part in enumerate(location):
         if isinstance(node, yaml.MappingNode):
@@ -433,3 +434,13 @@ def _fields_at(model: type[BaseModel], location: list[int | str]) -> dict[str, A
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML: every field, defaults included."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def cluster_address() -> str | None:
+    """Address of the Ray cluster to join; none: a local one is started."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def is_cluster_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

@@ -1,8 +1,8 @@
 """Is a completion right? Pure functions from texts to a verdict, one per answer style.
 
-Precision comes first: in RFT a false "correct" becomes training data. So the final answer is exactly
-what follows `####`, up to the end of the text, it must be one plain number and equal the gold answer
-as a rational number; an answer that cannot be read is `unparsable`, never guessed. Left out: `\\boxed{}`,
+Precision comes first: in RFT a false "correct" becomes training data. So the final answer is all
+that follows `####`, up to the end of the text; it must be one plain number that equals the gold
+answer as a rational; what cannot be read is `unparsable`, never guessed. Left out: LaTeX boxes,
 "the answer is", and unit words.
 """
 

@@ -15,7 +15,9 @@ from torch.nn import functional
 
 
 def token_weights(
-    loss_tokens: np.ndarray, example_weights: np.ndarray, kind: Literal["token_mean", "sequence_mean"]
+    loss_tokens: np.ndarray,
+    example_weights: np.ndarray,
+    kind: Literal["token_mean", "sequence_mean"],
 ) -> np.ndarray:
     """Weight of every loss token of each example of a step, given the examples' loss-token counts.
 

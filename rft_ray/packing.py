@@ -1,4 +1,4 @@
-"""Examples -> optimiser steps -> packed rows: a pure function of the data, the recipe and the ranks.
+"""Examples -> optimiser steps -> packed rows: a pure function of data, recipe and ranks.
 
 The order of the data is an endless concatenation of seeded shuffles, one an epoch, of which step n
 takes the n-th `batch_size` examples: nothing is dropped at an epoch's end, and any step's plan is

@@ -46,9 +46,7 @@ def encode_prompt(problem: Problem, tokenizer: Tokenizer, template: str) -> list
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
-def make_example(
-    problem: Problem, completion: str, tokenizer: Tokenizer, template: str
-) -> Example:
+def make_example(problem: Problem, completion: str, tokenizer: Tokenizer, template: str) -> Example:
     """Prompt, completion and EOS, with loss on the completion and the EOS only.
 
     The completion gets no special tokens. Raises ValueError where the tokeniser has no EOS: a

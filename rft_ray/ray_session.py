@@ -9,6 +9,8 @@ on a laptop and would otherwise wait for each other's reservations for ever.
 import logging
 import os
 
+from rft_ray.config import cluster_address
+
 LOCAL_LOGICAL_CPUS = 16
 
 
@@ -18,8 +20,7 @@ def start_ray() -> None:
 
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
+    if address := cluster_address():
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
     ray.init(

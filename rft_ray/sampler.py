@@ -178,11 +178,10 @@ class Sampler(LLMServer):
             stream = self._client.generate(
                 TokensPrompt(prompt_token_ids=prompt_ids), params, random_uuid()
             )
-            async for final in stream:
-                pass
+            outputs = [output async for output in stream]
         except EngineDeadError as error:
             raise SamplerUnavailableError(str(error)) from None
-        return final
+        return outputs[-1]
 
 
 def sampling_params(config: SamplingConfig) -> dict[str, Any]:
@@ -213,25 +212,31 @@ def deployed_samplers(
     Applications are named by run, so that a restarted driver removes what its predecessor left and
     runs sharing a cluster never touch each other's.
     """
-    prefix = f"rft-{run_id}-"
     serve.start(http_options={"location": "NoServer"})
-    _delete_applications(prefix)
+    _delete_applications(run_id)
     targets = [
         serve.RunTarget(
-            _build(name, model, config, tolerance), name=prefix + name, route_prefix=None
+            _build(name, model, config, tolerance),
+            name=application_name(run_id, name),
+            route_prefix=None,
         )
         for name, (model, config) in models.items()
     ]
     try:
         serve.run_many(targets)
-        yield {name: serve.get_app_handle(prefix + name) for name in models}
+        yield {name: serve.get_app_handle(application_name(run_id, name)) for name in models}
     finally:
-        _delete_applications(prefix)
+        _delete_applications(run_id)
 
 
-def _delete_applications(prefix: str) -> None:
+def application_name(run_id: str, sampler: str) -> str:
+    """The Serve application of a run's sampler."""
+    return f"rft-{run_id}-{sampler}"
+
+
+def _delete_applications(run_id: str) -> None:
     for name in serve.status().applications:
-        if name.startswith(prefix):
+        if name.startswith(application_name(run_id, "")):
             serve.delete(name)
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from rft_ray.errors import InputError
 from rft_ray.packing import ExampleColumns, PackedBatch, TrainingPlan, pack_batch, plan_steps
 
 if TYPE_CHECKING:
+    import torch
     from deepspeed import DeepSpeedEngine
     from torch import Tensor
     from torch.nn import Module
@@ -128,49 +129,55 @@ def train_loop(config: dict[str, Any]) -> str | None:
     trainer: TrainerConfig = config["trainer"]
     rank, num_ranks = _prepare_process(trainer)
 
-    from rft_ray.export import (
-        export_model,
-        load_checkpoint,
-        probe_sequences,
-        report_checkpoint,
-    )
+    from rft_ray.engine import build_engine, load_checkpoint, report_checkpoint
+    from rft_ray.export import export_model, probe_sequences
     from rft_ray.prompts import read_example_columns
 
+    recipe, output_dir = job.recipe, os.path.abspath(job.output_dir)
     columns = read_example_columns(job.examples)
-    recipe = job.recipe
     plan = plan_steps(
         columns.lengths, recipe, num_ranks, trainer.row_tokens, trainer.micro_batch_rows
     )
-    engine = build_engine(job.model, recipe, trainer)
-    done = load_checkpoint(engine)
-    metrics = MetricsFile(job, done) if rank == 0 else None
     probes = probe_sequences(columns)
-    output_dir = os.path.abspath(job.output_dir)
+    engine = build_engine(job.model, recipe, trainer)
+    steps_done = load_checkpoint(engine)
+    metrics = MetricsFile(job, plan.num_steps) if rank == 0 else None
 
-    for batch in planned_batches(plan, columns, rank, first_step=done + 1):
-        started = time.perf_counter()
-        rate = learning_rate(batch.step, plan.num_steps, recipe)
+    for batch in planned_batches(plan, columns, rank, first_step=steps_done + 1):
+        step, started = batch.step, time.perf_counter()
+        rate = learning_rate(step, plan.num_steps, recipe)
         loss, grad_norm = train_step(engine, batch, rate, recipe.max_grad_norm)
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            return f"step {batch.step}: loss {loss}, gradient norm {grad_norm}"
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return f"loss {loss}, gradient norm {grad_norm} at step {step}"
         if metrics:
-            metrics.append(
-                batch,
-                total_steps=plan.num_steps,
-                loss=loss,
-                learning_rate=rate,
-                grad_norm=grad_norm,
-                seconds=time.perf_counter() - started,
-            )
-        is_last = batch.step == plan.num_steps
-        if is_last:
-            export_model(engine, job.model, output_dir, probes, batch.step)
-        elif recipe.export_every and batch.step % recipe.export_every == 0:
-            folder = f"{output_dir}.steps/step-{batch.step:06d}"
-            export_model(engine, job.model, folder, probes, batch.step)
-        if trainer.checkpoint_every and batch.step % trainer.checkpoint_every == 0 and not is_last:
-            report_checkpoint(engine, batch.step)
+            metrics.append(batch, loss, rate, grad_norm, time.perf_counter() - started)
+
+        if step == plan.num_steps:
+            export_model(engine, job.model, output_dir, probes, step)
+        elif _is_due(step, recipe.export_every):
+            folder = f"{output_dir}.steps/step-{step:06d}"
+            export_model(engine, job.model, folder, probes, step)
+        if step < plan.num_steps and _is_due(step, trainer.checkpoint_every):
+            report_checkpoint(engine, output_dir, step)
     return None
+
+
+def _prepare_process(trainer: TrainerConfig) -> tuple[int, int]:
+    """This rank and their number; must run before deepspeed is imported."""
+    import torch
+    from ray import train
+
+    if trainer.gpus_per_worker == 0:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        # Ray sets one thread per reserved logical CPU, which says nothing about cores.
+        cores = os.cpu_count() or 1
+        torch.set_num_threads(trainer.threads_per_worker or max(1, cores // trainer.num_workers))
+    context = train.get_context()
+    return context.get_world_rank(), context.get_world_size()
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return bool(every) and step % every == 0
 
 
 def planned_batches(
@@ -238,7 +245,7 @@ def train_step(
     return total.item(), grad_norm.item()
 
 
-def packed_loss(model: "Module", packed: PackedBatch, device: "str | torch.device") -> "Tensor":
+def packed_loss(model: "Module", packed: PackedBatch, device: "torch.device") -> "Tensor":
     """The share of the step's loss that a micro-batch of packed rows holds."""
     import torch
 
@@ -256,3 +263,55 @@ def packed_loss(model: "Module", packed: PackedBatch, device: "str | torch.devic
         logits_to_keep=positions,
     ).logits
     return weighted_nll(logits, token_ids, weights, positions)
+
+
+class MetricsFile:
+    """One line per step at the end of a shared metrics.jsonl; written by rank 0.
+
+    A step done again after a crash gives the same numbers, so its line is not written twice; the
+    file is never rewritten, because other writers append to it.
+    """
+
+    def __init__(self, job: TrainingJob, total_steps: int) -> None:
+        self._path = Path(job.metrics_path)
+        self._labels = {"kind": "train_step", "job": job.name, "round": job.round}
+        self._total_steps = total_steps
+        self._last_step, is_torn = self._read()
+        self._prefix = "\n" if is_torn else ""
+
+    def append(
+        self, batch: StepBatch, loss: float, rate: float, grad_norm: float, seconds: float
+    ) -> None:
+        """Write the line of a step, unless an earlier attempt did."""
+        if batch.step <= self._last_step:
+            return
+        line = {
+            **self._labels,
+            "time": time.time(),
+            "step": batch.step,
+            "total_steps": self._total_steps,
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": grad_norm,
+            "tokens": batch.tokens,
+            "examples": batch.examples,
+            "fill": batch.fill,
+            "seconds": seconds,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(self._prefix + json.dumps(line) + "\n")
+        self._prefix = ""
+
+    def _read(self) -> tuple[int, bool]:
+        """The last step of this job in the file, and whether the file ends in half a line."""
+        if not self._path.exists():
+            return 0, False
+        last = 0
+        text = self._path.read_text(encoding="utf-8")
+        for line in text.splitlines():
+            if self._labels["job"] not in line or not line.endswith("}"):
+                continue
+            row = json.loads(line)
+            if self._labels.items() <= row.items():
+                last = max(last, row["step"])
+        return last, bool(text) and not text.endswith("\n")

@@ -25,13 +25,17 @@ from rft_ray.types import Problem
 Split = Literal["train", "validation", "heldout", "pretraining"]
 
 SPLIT_SHARES: dict[Split, int] = {"train": 4, "validation": 2, "heldout": 2, "pretraining": 2}
-NAMES = tuple(
-    "Ann Ben Cal Dan Eva Fay Gus Hal Ida Jan Kim Leo Mia Ned Pam Ray Sam Tom Una Zoe".split()
+SPLIT_OF_RESIDUE = [split for split, share in SPLIT_SHARES.items() for _ in range(share)]
+# fmt: off
+NAMES = (
+    "Ann", "Ben", "Cal", "Dan", "Eva", "Fay", "Gus", "Hal", "Ida", "Jan", "Kim", "Leo", "Mia",
+    "Ned", "Pam", "Ray", "Sam", "Tom", "Una", "Zoe"
 )
-THINGS = tuple(
-    "pens cards books coins stamps shells beads cups eggs balls hats kites nuts plums rings "
-    "seeds".split()
+THINGS = (
+    "pens", "cards", "books", "coins", "stamps", "shells", "beads", "cups", "eggs", "balls",
+    "hats", "kites", "nuts", "plums", "rings", "seeds"
 )
+# fmt: on
 OPENERS = ("So", "Then", "That is")
 LARGEST_ANSWER = 300
 FEWEST_PATHS = 6
@@ -51,108 +55,83 @@ Term = int | str | Node
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Question text with slots, the expression that answers it, and each number's range."""
+    """The expression that answers it, each number's range, and question text with slots."""
 
     name: str
-    text: str
     formula: str
     ranges: dict[str, tuple[int, int]]
+    text: str
     unit: str = "{things}"
 
 
+# fmt: off
 TEMPLATES = (
     Template(
-        "three_colors",
+        "three_colors", "a + b + c", {"a": (3, 40), "b": (3, 40), "c": (3, 40)},
         "{name} has {a} red, {b} blue and {c} green {things}. How many {things} in all?",
-        "a + b + c",
-        {"a": (3, 40), "b": (3, 40), "c": (3, 40)},
     ),
     Template(
-        "gain_and_loss",
+        "gain_and_loss", "a + b - c", {"a": (5, 60), "b": (5, 40), "c": (2, 30)},
         "{name} has {a} {things}, buys {b} more and gives {c} to {friend}. How many are left?",
-        "a + b - c",
-        {"a": (5, 60), "b": (5, 40), "c": (2, 30)},
     ),
     Template(
-        "mixed_boxes",
+        "mixed_boxes", "(a + b) * c", {"a": (2, 12), "b": (2, 12), "c": (2, 9)},
         "A box holds {a} red and {b} blue {things}. {name} buys {c} boxes. How many {things}?",
-        "(a + b) * c",
-        {"a": (2, 12), "b": (2, 12), "c": (2, 9)},
     ),
     Template(
-        "bags_and_boxes",
+        "bags_and_boxes", "a * b + c * d", {"a": (2, 9), "b": (2, 12), "c": (2, 9), "d": (2, 12)},
         "{name} has {a} bags of {b} {things} and {c} boxes of {d} {things}. How many {things}?",
-        "a * b + c * d",
-        {"a": (2, 9), "b": (2, 12), "c": (2, 9), "d": (2, 12)},
     ),
     Template(
-        "bags_found_lost",
+        "bags_found_lost", "a * b + c - d", {"a": (2, 9), "b": (2, 12), "c": (2, 30), "d": (2, 30)},
         "{name} fills {a} bags with {b} {things}, finds {c} and loses {d}. How many {things} now?",
-        "a * b + c - d",
-        {"a": (2, 9), "b": (2, 12), "c": (2, 30), "d": (2, 30)},
     ),
     Template(
-        "shelves",
+        "shelves", "a * b * c", {"a": (2, 8), "b": (2, 6), "c": (2, 9)},
         "A school has {a} rooms. Each room has {b} shelves of {c} {things}. How many {things}?",
-        "a * b * c",
-        {"a": (2, 8), "b": (2, 6), "c": (2, 9)},
     ),
     Template(
-        "three_takers",
+        "three_takers", "a - b - c - d", {"a": (25, 99), "b": (2, 25), "c": (2, 25), "d": (2, 25)},
         "Of {a} {things} {name} takes {b}, {friend} takes {c} and {third} {d}. How many are left?",
-        "a - b - c - d",
-        {"a": (25, 99), "b": (2, 25), "c": (2, 25), "d": (2, 25)},
     ),
     Template(
-        "more_than",
+        "more_than", "a + (a + b) + c", {"a": (3, 40), "b": (2, 30), "c": (2, 30)},
         "{name} has {a} {things}. {friend} has {b} more. {third} has {c}. How many in all?",
-        "a + (a + b) + c",
-        {"a": (3, 40), "b": (2, 30), "c": (2, 30)},
     ),
     Template(
-        "times_as_many",
+        "times_as_many", "a + a * b + c", {"a": (2, 15), "b": (2, 6), "c": (2, 30)},
         "{name} has {a} {things}. {friend} has {b} times as many. {third} has {c}. "
         "How many in all?",
-        "a + a * b + c",
-        {"a": (2, 15), "b": (2, 6), "c": (2, 30)},
     ),
     Template(
-        "shopping",
-        "{name} has {a} dollars, earns {b} and buys {c} {things} at {d} dollars. How much is left?",
-        "a + b - c * d",
-        {"a": (10, 60), "b": (5, 40), "c": (2, 9), "d": (2, 9)},
+        "shopping", "a + b - c * d", {"a": (10, 60), "b": (5, 40), "c": (2, 9), "d": (2, 9)},
+        "{name} has {a} dollars, earns {b} and buys {c} {things} at {d} dollars. "
+        "How much is left?",
         "dollars",
     ),
     Template(
-        "sharing",
+        "sharing", "(a + b + c) / d", {"a": (2, 30), "b": (2, 30), "c": (2, 30), "d": (2, 9)},
         "{name} has {a} red, {b} blue and {c} green {things} and shares them among {d} friends. "
         "How many does each get?",
-        "(a + b + c) / d",
-        {"a": (2, 30), "b": (2, 30), "c": (2, 30), "d": (2, 9)},
     ),
     Template(
-        "broken",
+        "broken", "(b - c) * a + d", {"a": (2, 9), "b": (6, 20), "c": (1, 9), "d": (2, 30)},
         "Each of {a} boxes has {b} {things} but {c} break. {name} adds {d}. "
         "How many good {things}?",
-        "(b - c) * a + d",
-        {"a": (2, 9), "b": (6, 20), "c": (1, 9), "d": (2, 30)},
     ),
     Template(
-        "wages",
+        "wages", "(a + b) * c - d", {"a": (5, 20), "b": (2, 9), "c": (2, 7), "d": (2, 40)},
         "{name} earns {a} dollars and {b} in tips a day for {c} days and spends {d}. "
         "How much is left?",
-        "(a + b) * c - d",
-        {"a": (5, 20), "b": (2, 9), "c": (2, 7), "d": (2, 40)},
         "dollars",
     ),
     Template(
-        "trays",
+        "trays", "a * b - c - d", {"a": (2, 9), "b": (3, 12), "c": (2, 20), "d": (2, 20)},
         "{name} buys {a} bags of {b} {things}, loses {c} and sells {d}. "
         "How many {things} are left?",
-        "a * b - c - d",
-        {"a": (2, 9), "b": (3, 12), "c": (2, 20), "d": (2, 20)},
     ),
 )
+# fmt: on
 
 
 def generate_word_problems(count: int, *, seed: int, split: Split) -> list[Problem]:
@@ -188,10 +167,8 @@ def solution_paths(problem: Problem, limit: int = 10_000) -> list[str]:
     template, numbers, words = parse_prompt(problem.prompt)
     unit = template.unit.format(**words)
     paths = dict.fromkeys(list_all_paths(bind(parse_formula(template.formula), numbers)))
-    return [
-        render_solution(path, [OPENERS[0]] * len(path), unit)
-        for path in itertools.islice(paths, limit)
-    ]
+    first = itertools.islice(paths, limit)
+    return [render_solution(path, [OPENERS[0]] * len(path), unit) for path in first]
 
 
 def parse_prompt(prompt: str) -> tuple[Template, dict[str, int], dict[str, str]]:
@@ -220,8 +197,7 @@ def assign_split(template: Template, numbers: dict[str, int]) -> Split:
     """The one split that may hold this content, the same in every process and Python version."""
     content = f"{template.name} {sorted(numbers.items())}"
     residue = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big")
-    splits = [split for split, share in SPLIT_SHARES.items() for _ in range(share)]
-    return splits[residue % len(splits)]
+    return SPLIT_OF_RESIDUE[residue % len(SPLIT_OF_RESIDUE)]
 
 
 def is_suitable(term: Term) -> bool:
@@ -260,11 +236,12 @@ def render_solution(path: tuple[str, ...], openers: list[str], unit: str) -> str
 
 @functools.cache
 def parse_formula(formula: str) -> Term:
-    """ "(a + b) * c" -> a product of a sum and c, nested sums and nested products flattened."""
+    """A formula like `(a + b) * c` as a term over slots, nested sums and products flattened."""
     return convert_expression(ast.parse(formula, mode="eval").body)
 
 
 def convert_expression(expression: ast.expr) -> Term:
+    """A parsed formula as a term; nothing is ever evaluated by Python."""
     if isinstance(expression, ast.Name):
         return expression.id
     if not isinstance(expression, ast.BinOp):
@@ -294,10 +271,7 @@ def bind(term: Term, numbers: dict[str, int]) -> Term:
 def evaluate(term: Term) -> int | None:
     """The value, or None where no order of steps keeps to positive whole numbers."""
     while isinstance(term, Node):
-        move = next(list_moves(term), None)
-        if move is None:
-            return None
-        term = move[1]
+        _, term = next(list_moves(term), ("", None))
     return term if isinstance(term, int) else None
 
 

