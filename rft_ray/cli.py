@@ -7,6 +7,7 @@ standard error.
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -98,14 +99,14 @@ def _select(args: argparse.Namespace) -> int:
 
     check_output(args.out, source=args.groups)
     groups = read_groups(args.groups, skip_bad=args.skip_bad)
-    counts: dict[str, Counter[str]] = {}
-    selected = _select_each(_with_progress("select", groups), args.rule, counts)
+    pooled: Counter[str] = Counter()
+    policies: dict[str, Counter[str]] = {}
+    selected = _select_each(_with_progress("select", groups), args.rule, pooled, policies)
     problems = write_groups(args.out, selected)
-    pooled = counts.pop("pooled")
     print(f"selected {pooled['selected']} of {pooled['rollouts']} rollouts of {problems} problems")
     columns = ("rollouts", "correct", "accepted", "distinct_paths", "selected")
     print(" ".join(f"{column:>14}" for column in columns))
-    for name, row in [*counts.items(), ("pooled", pooled)]:
+    for name, row in [*policies.items(), ("(all)", pooled)]:
         print(" ".join(f"{row[column]:14d}" for column in columns), "", _one_line(name))
     _print_end(groups, args.out)
     return EXIT_DONE
@@ -127,7 +128,7 @@ def _doctor(args: argparse.Namespace) -> int:
 def _verify_in_chunks(
     verifier: "Verifier", groups: Iterable["Group"], counts: Counter[str]
 ) -> Iterator["Group"]:
-    """Some groups at a time, so that small groups keep all workers busy and memory stays bounded."""
+    """Some groups at a time: small groups keep all workers busy, and memory stays bounded."""
     groups = iter(groups)
     while chunk := list(islice(groups, GROUPS_AT_A_TIME)):
         for group in verifier.verify_groups(chunk):
@@ -136,20 +137,23 @@ def _verify_in_chunks(
 
 
 def _select_each(
-    groups: Iterable["Group"], rule: str, counts: dict[str, Counter[str]]
+    groups: Iterable["Group"],
+    rule: str,
+    pooled: Counter[str],
+    policies: dict[str, Counter[str]],
 ) -> Iterator["Group"]:
     """Raises InputError at the end where no rollout had a verdict, so that nothing is written."""
     from rft_ray.selection import group_statistics, select_group
+    from rft_ray.types import VERDICTS
 
-    has_verdicts = False
     for group in groups:
         chosen = select_group(group, rule)
         statistics = group_statistics(chosen)
-        for name, row in [("pooled", statistics["pooled"]), *statistics["policies"].items()]:
-            counts.setdefault(name, Counter()).update(row)
-        has_verdicts = has_verdicts or any(rollout.verdict for rollout in group.rollouts)
+        pooled.update(statistics["pooled"])
+        for name, row in statistics["policies"].items():
+            policies.setdefault(name, Counter()).update(row)
         yield chosen
-    if not has_verdicts:
+    if not any(pooled[verdict] for verdict in VERDICTS):
         raise InputError("no rollout has a verdict: grade the file with `rft-ray verify` first")
 
 
@@ -255,8 +259,8 @@ def _add_groups_commands(commands: "argparse._SubParsersAction") -> None:
         "--workers",
         metavar="N",
         type=_positive_int,
-        default=1,
-        help="worker processes (default: %(default)s)",
+        default=os.cpu_count() or 1,
+        help="worker processes (default: the number of cores, %(default)s)",
     )
     select.add_argument(
         "--rule", choices=["paper", "none"], default="paper", help="default: %(default)s"

@@ -10,6 +10,7 @@ documentation stays valid. The few environment variables the package reads are r
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,11 @@ class Section(BaseModel):
     """A frozen part of the config that rejects unknown keys and documents each field."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 
@@ -316,6 +321,31 @@ def _inherit(own: Any, shared: dict[str, Any], names: tuple[str, ...]) -> Any:
     return merged
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without two of its traps: a key given twice, and 1e-8, which YAML 1.1 reads as text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that _Loader would take for a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
+
+
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """The config in a YAML file with `section.field=value` overrides applied.
 
@@ -329,7 +359,10 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         raise InputError(f"{path}: cannot read the config: {reason}") from error
     try:
         tree = yaml.compose(text)
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _Loader)
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{path}: not valid YAML: {reason}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -350,15 +383,15 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"override {override!r}: expected section.field=value")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        parsed = yaml.load(value, _Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"override {override!r}: value is not valid YAML") from error
     *parents, last = key.split(".")
     node: Any = raw
     for part in parents:
         if isinstance(node, list):
             node = node[_list_index(node, part, override)]
-        else:
+        elif isinstance(node, dict):
             if not isinstance(node.get(part), dict | list):
                 node[part] = {}
             node = node[part]
@@ -371,22 +404,30 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _list_index(items: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise InputError(f"override {override!r}: {part!r} is not one of 0..{len(items) - 1}")
+    if not part.isdecimal() or int(part) >= len(items):
+        valid = f"one of 0..{len(items) - 1}" if items else "in an empty list"
+        raise InputError(f"override {override!r}: {part!r} is not {valid}")
     return int(part)
 
 
 def _explain(error: ValidationError, path: Path, tree: yaml.Node, overrides: list[str]) -> str:
     """One line for the first thing that is wrong: where it stands, what it is, what is valid."""
-    overridden = {override.partition("=")[0] for override in overrides}
+    override_keys = [override.partition("=")[0] for override in overrides]
+
+    def find_override(error: Any) -> str | None:
+        """The last override that set the wrong field or a section around it."""
+        dotted = _dotted(error) + "."
+        return next((k for k in reversed(override_keys) if dotted.startswith(k + ".")), None)
+
     # A bad shared section fails once itself and once in every policy it was merged into: the
     # error to show is the one at a place that the user wrote.
     first = min(
         error.errors(),
-        key=lambda e: (_dotted(e) not in overridden, _line_of(tree, list(e["loc"]))[1] > 0),
+        key=lambda e: (find_override(e) is None, _line_of(tree, list(e["loc"]))[1] > 0),
     )
     location, key = list(first["loc"]), _dotted(first)
-    where = f"override {key}" if key in overridden else None
+    override = find_override(first)
+    where = f"override {override}" if override is not None else None
     line, _ = _line_of(tree, location)
     where = where or (f"{path}:{line}" if line else str(path))
     if first["type"] == "extra_forbidden":
@@ -412,7 +453,9 @@ def _line_of(tree: yaml.Node, location: list[int | str]) -> tuple[int | None, in
             if not match:
                 return line, len(location) - depth
             line, node = match[0][0].start_mark.line + 1, match[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
+        ):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:
@@ -433,7 +476,8 @@ def _fields_at(model: type[BaseModel], location: list[int | str]) -> dict[str, A
 
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML: every field, defaults included."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    raw = config.model_dump(mode="json")
+    return yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def cluster_address() -> str | None:

@@ -49,18 +49,18 @@ def build_engine(model: str, recipe: RecipeConfig, trainer: TrainerConfig) -> De
 def deepspeed_config(recipe: RecipeConfig, trainer: TrainerConfig) -> dict[str, Any]:
     """Our settings with the user's laid over them."""
     is_bf16 = trainer.dtype == "bfloat16"
-    # Stage 0 in fp32 is clipped by `train_step`, which wants to know the norm.
-    clipped_by_deepspeed = trainer.zero_stage > 0 or is_bf16
+    # DeepSpeed's stage 0 would sum the micro-batches' gradients in bf16; stage 1 has fp32 sums.
+    stage = max(trainer.zero_stage, 1) if is_bf16 else trainer.zero_stage
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": trainer.micro_batch_rows,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": recipe.max_grad_norm if clipped_by_deepspeed else 0.0,
+        "gradient_clipping": recipe.max_grad_norm if stage else 0.0,  # stage 0: `train_step`
         "bf16": {"enabled": is_bf16},
-        "zero_optimization": {"stage": trainer.zero_stage},
+        "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    if is_bf16 and trainer.zero_stage > 0:
+    if is_bf16:
         # A step may have many micro-batches: sums of bf16 gradients would lose the small ones.
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merge(ours, trainer.deepspeed)

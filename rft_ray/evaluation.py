@@ -2,9 +2,11 @@
 
 A score is the share of problems whose greedy completion has the right final answer (wrong
 calculations on the way do not count against it, as in the papers). Completions are kept, so a
-number can be traced to the text behind it, and a killed evaluation goes on where it stopped.
+number can be traced to the text behind it. The driver asks the samplers itself: a few thousand
+short requests do not need a stream, whose actors take longer to start than the answers to come.
 """
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,10 +15,11 @@ from typing import Any
 
 from scipy.stats import binomtest, norm
 
-from rft_ray.config import EvaluationConfig, VerifierConfig
+from rft_ray.records import read_groups, write_groups
 from rft_ray.run_dir import write_atomically
-from rft_ray.stages import Policy, SamplingPlan, sample_groups, table_to_groups, verify_groups
-from rft_ray.types import Problem
+from rft_ray.sampling import GroupSampler, Policy, SamplingPlan
+from rft_ray.types import Group, Problem
+from rft_ray.verifier import Verifier
 
 CONFIDENCE = 0.95
 
@@ -74,33 +77,48 @@ def paired_difference(better: Score, base: Score) -> tuple[float, float, float]:
 
 def score_checkpoint(
     problems: list[Problem],
-    policy: Policy,
-    config: EvaluationConfig,
-    verifier: VerifierConfig,
-    prompt_template: str,
-    folder: Path,
+    plan: SamplingPlan,
+    verifier: Verifier,
+    path: Path,
     advance: Callable[[int], None],
 ) -> Score:
-    """Greedy completions of all problems by one checkpoint, graded; kept under `folder`.
+    """Greedy completions of all problems, graded; kept as the groups file `path`.
 
     `advance` is told of finished problems. A problem too long for the model counts as unsolved.
     """
-    greedy = {"n": 1, "temperature": 0.0, "max_tokens": config.max_tokens}
-    plan = SamplingPlan(
-        policies=[replace(policy, sampling=greedy)],
-        prompt_template=prompt_template,
-        seed=0,
-        round=0,
-        folder=str(folder),
+    if path.exists():
+        groups = list(read_groups(path))
+        advance(len(groups))
+    else:
+        sampled = asyncio.run(_sample_all(problems, plan, advance))
+        groups = [verifier.verify_group(group) for group in sampled]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_groups(path, groups)
+    return Score(
+        {g.problem.id: any(r.verdict == "correct" for r in g.rollouts) for g in groups}
     )
-    final_answer_only = verifier.model_copy(update={"check_calculations": False})
-    graded = verify_groups(sample_groups(problems, plan), final_answer_only)
-    solved = {problem.id: False for problem in problems}
-    for batch in graded.iter_batches(batch_size=None, batch_format="pyarrow"):
-        advance(batch.num_rows)
-        for group in table_to_groups(batch):
-            solved[group.problem.id] = any(r.verdict == "correct" for r in group.rollouts)
-    return Score(solved)
+
+
+def greedy_plan(policy: Policy, max_tokens: int, prompt_template: str) -> SamplingPlan:
+    """One completion per problem, the likeliest token at a time."""
+    greedy = {"n": 1, "temperature": 0.0, "max_tokens": max_tokens}
+    return SamplingPlan([replace(policy, sampling=greedy)], prompt_template, seed=0, round=0)
+
+
+async def _sample_all(
+    problems: list[Problem], plan: SamplingPlan, advance: Callable[[int], None]
+) -> list[Group]:
+    """The groups in the order of the problems, as many at a time as the sampler takes."""
+    sampler = GroupSampler(plan)
+    slots = asyncio.Semaphore(plan.max_in_flight)
+
+    async def sample(problem: Problem) -> Group:
+        async with slots:
+            group = await sampler.sample(problem)
+        advance(1)
+        return group
+
+    return await asyncio.gather(*(sample(problem) for problem in problems))
 
 
 def write_rows(path: Path, rows: list[EvaluationRow]) -> None:

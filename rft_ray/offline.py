@@ -16,6 +16,8 @@ from rft_ray.config import RunConfig
 from rft_ray.console import progress, say
 from rft_ray.errors import InputError
 from rft_ray.records import read_groups
+from rft_ray.sampling import SamplingPlan, Weights, sampling_params
+from rft_ray.selection import group_statistics
 from rft_ray.study import (
     TARGET,
     Samplers,
@@ -31,7 +33,6 @@ from rft_ray.types import Group, Problem
 
 if TYPE_CHECKING:
     from rft_ray.evaluation import EvaluationRow, Score
-    from rft_ray.sampler import Weights
 
 
 class NothingAcceptedError(RuntimeError):
@@ -82,23 +83,16 @@ def run_evaluate(config: RunConfig) -> None:
 
 
 def sample_verify_select(
-    study: Study, samplers: Samplers, tuned: dict[str, list["Weights"]]
+    study: Study, samplers: Samplers, tuned: dict[str, list[Weights]]
 ) -> Tally:
     """The round's groups on disk, sampled, graded and selected; what became of the rollouts.
 
     Raises NothingAcceptedError with the counts by verdict when nothing is left to learn from.
     """
-    from rft_ray.sampler import sampling_params
-    from rft_ray.selection import group_statistics
-    from rft_ray.stages import (
-        SamplingPlan,
-        sample_groups,
-        select_groups,
-        verify_groups,
-        write_groups,
-    )
+    from rft_ray.stages import sample_groups, select_groups, verify_groups, write_groups
 
     config, round_dir, tally = study.config, study.round, Tally()
+    problems = study.problems["train"]
     if round_dir.selected.exists():
         for group in read_groups(round_dir.selected):
             tally.add(group_statistics(group))
@@ -113,22 +107,21 @@ def sample_verify_select(
         prompt_template=config.prompt_template,
         seed=config.seed,
         round=round_dir.number,
-        folder=str(round_dir.sampled),
     )
     partial = round_dir.path / "selected.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    groups = sample_groups(study.train, plan)
+    groups = sample_groups(problems, plan, str(round_dir.sampled))
     verified = verify_groups(groups, config.verifier)
     selected = select_groups(verified, config.selection)
     with (
         study.run.timed("sample verify select"),
-        progress("sample", len(study.train), "problem") as advance,
+        progress("sample", len(problems), "problem") as advance,
     ):
         for statistics in write_groups(selected, str(partial)):
             tally.add(statistics)
             advance(1)
-    if tally.num_problems != len(study.train):
-        raise RuntimeError(f"{tally.num_problems} groups came of {len(study.train)} problems")
+    if tally.num_problems != len(problems):
+        raise RuntimeError(f"{tally.num_problems} groups came of {len(problems)} problems")
     for name in tally.names():
         study.run.log("select", round=round_dir.number, policy=name, **tally.row(name))
     if not tally.selected:
@@ -138,13 +131,13 @@ def sample_verify_select(
     return tally
 
 
-def train_target(study: Study, tuned: dict[str, list["Weights"]]) -> list["Weights"]:
+def train_target(study: Study, tuned: dict[str, list[Weights]]) -> list[Weights]:
     """The target trained on gold solutions and selected rollouts: its checkpoints, in order."""
     target, selected = study.config.target, study.round.selected
     if not selected.exists():
         raise InputError(f"{study.run.path}: no selected rollouts; run `rft-ray sample` first")
     start = target.model if target.rft.start_from == "base" else tuned[TARGET][-1].path
-    groups = in_problem_order(study.train, read_groups(selected))
+    groups = in_problem_order(study.problems["train"], read_groups(selected))
     return train(study, "rft-target", start, target.rft, groups, study.round.checkpoint)
 
 
@@ -155,7 +148,7 @@ def in_problem_order(problems: list[Problem], groups: Iterator[Group]) -> Iterat
 
 
 def evaluate_tuned(
-    study: Study, samplers: Samplers, tuned: dict[str, list["Weights"]]
+    study: Study, samplers: Samplers, tuned: dict[str, list[Weights]]
 ) -> tuple[list["EvaluationRow"], dict[str, "Score"]]:
     """Rows of every policy and of the target after SFT, and the target's scores by metric."""
     rows: list[EvaluationRow] = []
@@ -168,7 +161,7 @@ def evaluate_tuned(
 def evaluate_target(
     study: Study,
     samplers: Samplers,
-    trained: list["Weights"],
+    trained: list[Weights],
     baseline: dict[str, "Score"],
 ) -> list["EvaluationRow"]:
     """Rows of the target after RFT; its differences to the SFT baseline go to the metrics."""
@@ -184,7 +177,7 @@ def evaluate_target(
 
 
 def score_stage(
-    study: Study, samplers: Samplers, model: str, stage: str, checkpoints: list["Weights"]
+    study: Study, samplers: Samplers, model: str, stage: str, checkpoints: list[Weights]
 ) -> tuple[list["EvaluationRow"], dict[str, "Score"]]:
     """A model's held-out score at its last checkpoint and at the one best on validation.
 
@@ -193,7 +186,7 @@ def score_stage(
     from rft_ray.evaluation import make_row
 
     chosen = {"pass@1": checkpoints[-1]}
-    if study.validation and len(checkpoints) > 1:
+    if "validation" in study.problems and len(checkpoints) > 1:
         validation = {
             weights: score(study, samplers, model, stage, weights, "validation").value
             for weights in checkpoints
@@ -211,27 +204,24 @@ def score_stage(
 
 
 def score(
-    study: Study, samplers: Samplers, model: str, stage: str, weights: "Weights", problem_set: str
+    study: Study, samplers: Samplers, model: str, stage: str, weights: Weights, problem_set: str
 ) -> "Score":
     """Greedy pass@1 of one checkpoint on one problem set, in the running sampler."""
-    from rft_ray.evaluation import score_checkpoint
+    from rft_ray.evaluation import greedy_plan, score_checkpoint
+    from rft_ray.verifier import Verifier
 
-    config = study.config
-    problems: list[Problem] = getattr(study, problem_set)
+    config, problems = study.config, study.problems[problem_set]
+    policy = samplers.policy(model, weights, {})
+    plan = greedy_plan(policy, config.evaluation.max_tokens, config.prompt_template)
+    final_answer_only = config.verifier.model_copy(update={"check_calculations": False})
+    path = study.round.scored(f"{model}-{stage}", weights.version, problem_set)
     refresh(study, samplers, model, weights)
     with (
         study.run.timed("evaluate", model=model, stage=stage, problem_set=problem_set),
         progress(f"evaluate {model} {stage}", len(problems), "problem") as advance,
+        Verifier(final_answer_only) as verifier,
     ):
-        result = score_checkpoint(
-            problems,
-            samplers.policy(model, weights, {}),
-            config.evaluation,
-            config.verifier,
-            config.prompt_template,
-            study.round.scored(f"{model}-{stage}", weights.version, problem_set),
-            advance,
-        )
+        result = score_checkpoint(problems, plan, verifier, path, advance)
     low, high = result.interval
     study.run.log(
         "evaluation", model=model, stage=stage, problem_set=problem_set, step=weights.version,

@@ -98,10 +98,8 @@ class TrainingPlan:
 
     @property
     def num_steps(self) -> int:
-        """`recipe.steps`, or as many whole batches as cover `recipe.epochs`."""
-        if self.recipe.steps is not None:
-            return self.recipe.steps
-        return math.ceil(self.recipe.epochs * len(self.lengths) / self.recipe.batch_size)
+        """Optimiser steps of the run."""
+        return planned_steps(self.recipe, len(self.lengths))
 
     def step(self, number: int) -> StepPlan:
         """The plan of one step, the same on every rank and in every run."""
@@ -127,6 +125,13 @@ def plan_steps(
     if lengths.max() > row_tokens:
         raise ValueError(f"an example of {lengths.max()} tokens exceeds rows of {row_tokens}")
     return TrainingPlan(lengths, recipe, num_ranks, row_tokens, rows_per_micro_batch)
+
+
+def planned_steps(recipe: RecipeConfig, num_examples: int) -> int:
+    """`recipe.steps`, or as many whole batches as cover `recipe.epochs`."""
+    if recipe.steps is not None:
+        return recipe.steps
+    return math.ceil(recipe.epochs * num_examples / recipe.batch_size)
 
 
 @lru_cache(maxsize=4)

@@ -8,6 +8,8 @@ on a laptop and would otherwise wait for each other's reservations for ever.
 
 import logging
 import os
+import warnings
+from types import ModuleType
 
 from rft_ray.config import cluster_address
 
@@ -16,21 +18,41 @@ LOCAL_LOGICAL_CPUS = 16
 
 def start_ray() -> None:
     """Connect this process to Ray; a second call in the same process changes nothing."""
+    if cluster_address() is None:
+        # Otherwise a local cluster listens on the machine's public address; Ray reads this name,
+        # which speaks of other systems, when it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
+    import ray.data
 
     if ray.is_initialized():
         return
+    _keep_engines_off_the_terminal()
     if address := cluster_address():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        return
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        _start_local(ray)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def _start_local(ray: ModuleType) -> None:
     ray.init(
         address="local",
-        _node_ip_address="127.0.0.1",
         num_cpus=max(LOCAL_LOGICAL_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
     )
+
+
+def _keep_engines_off_the_terminal() -> None:
+    """Logs go to files under Ray's session folder; the terminal shows the run."""
+    # vLLM sets its logger up when it is imported, from this variable.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for name in ("ray", "ray.serve", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def stop_ray() -> None:

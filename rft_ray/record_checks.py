@@ -6,7 +6,7 @@ where a string belongs is an error, because "007" and "1.50" do not survive as n
 """
 
 import json
-import math
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, get_args
@@ -15,6 +15,7 @@ from rft_ray.errors import InputError
 from rft_ray.types import VERDICTS, FinishReason, Group, Problem, Rollout
 
 REQUIRED = object()
+LARGEST = sys.float_info.max
 
 
 def parse_json(line: bytes) -> Any:
@@ -84,7 +85,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+    return type(value) in (int, float) and -LARGEST <= value <= LARGEST
 
 
 def _is_bool(value: Any) -> bool:
@@ -138,18 +139,20 @@ def _read_fields(raw: Any, expected_fields: Fields, where: str) -> dict[str, Any
                 raise InputError(f"{where}.{name}: missing (expected {expected})")
             value = default
         elif not is_valid(value):
-            raise InputError(f"{where}.{name}: expected {expected}, found {_describe_bad(value)}")
+            raise InputError(
+                f"{where}.{name}: expected {expected}, found {_describe_bad(value, is_valid)}"
+            )
         values[name] = value
     return values
 
 
-def _describe_bad(value: Any) -> str:
-    """The first bad part of a list, or the value itself."""
-    if isinstance(value, list):
-        for index, part in enumerate(value):
-            if not _is_count(part) and not _is_finite(part):
-                return f"{describe(part)} at [{index}]"
-    return describe(value)
+def _describe_bad(value: Any, is_valid: Callable[[Any], bool]) -> str:
+    """The first bad item where a list was expected and given, or else the value itself."""
+    is_valid_item = {_are_counts: _is_count, _are_finite: _is_finite}.get(is_valid)
+    if is_valid_item is None or not isinstance(value, list):
+        return describe(value)
+    index = next(index for index, item in enumerate(value) if not is_valid_item(item))
+    return f"{describe(value[index])} at [{index}]"
 
 
 def _refuse_constant(name: str) -> None:

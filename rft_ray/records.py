@@ -114,8 +114,12 @@ def count_groups(path: str | Path) -> int:
     path = Path(path)
     if is_parquet(path):
         return sum(_open_parquet(file).metadata.num_rows for file in _parquet_files(path))
+    count, chunk = 0, b"\n"
     with _opened(path) as file:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+        while following := file.read(1 << 20):
+            chunk = following
+            count += chunk.count(b"\n")
+    return count + (not chunk.endswith(b"\n"))
 
 
 def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
@@ -141,9 +145,9 @@ def check_output(path: str | Path, source: str | Path | None = None) -> None:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, never raises, whatever the name
         raise InputError(f"{path}: is a folder")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise InputError(f"{path}: there is no folder {path.parent}")
     if source is not None and Path(source).resolve() in (path.resolve(), path.parent.resolve()):
         raise InputError(f"{path}: would overwrite or add to the input {source}")
@@ -183,9 +187,9 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def is_parquet(path: Path) -> bool:
     """Whether a groups file is Parquet, by its name; InputError where it is no groups file."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"{path}: no such file")
-    if path.is_dir() or path.suffix == ".parquet":
+    if os.path.isdir(path) or path.suffix == ".parquet":
         return True
     if path.suffix != ".jsonl":
         raise InputError(f"{path}: not a .jsonl or .parquet file or a folder of .parquet files")

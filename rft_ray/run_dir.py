@@ -93,7 +93,7 @@ class RoundDir:
 
     def scored(self, model: str, step: int, problem_set: str) -> Path:
         """Groups of greedy completions of one checkpoint on one set of problems."""
-        return self.path / "scored" / f"{model}-step-{step:06d}-{problem_set}"
+        return self.path / "scored" / f"{model}-step-{step:06d}-{problem_set}.parquet"
 
 
 @contextmanager

@@ -24,39 +24,14 @@ from ray.llm._internal.serve.utils.broadcast import broadcast
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 
-from rft_ray.config import SamplerConfig, SamplingConfig
+from rft_ray.config import SamplerConfig
+from rft_ray.sampling import SampledTokens, SamplerUnavailableError, Weights
 
 PROBE_FILE = "probe.json"
 
 
 class ParityError(RuntimeError):
     """A sampler's log-probabilities differ from the trainer's after a weight refresh."""
-
-
-class SamplerUnavailableError(RuntimeError):
-    """The replica's engine is dead; another replica, or this one after its restart, may answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What a sampler is to serve: a Hugging Face folder, and the step that wrote it (0: base)."""
-
-    path: str
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class SampledTokens:
-    """k completions of one prompt, flat: completion i has `lengths[i]` of `token_ids`.
-
-    `token_ids` int32 (sum of lengths,); `lengths` int32 (k,); `stopped` bool (k,), true where the
-    completion ended with EOS, which is then its last token.
-    """
-
-    token_ids: np.ndarray
-    lengths: np.ndarray
-    stopped: np.ndarray
-    policy_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,17 +159,6 @@ class Sampler(LLMServer):
         return outputs[-1]
 
 
-def sampling_params(config: SamplingConfig) -> dict[str, Any]:
-    """The vLLM sampling parameters of a policy, as every request carries them."""
-    return {
-        "n": config.k,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "top_k": config.top_k,
-        "max_tokens": config.max_tokens,
-    }
-
-
 def refresh_sampler(handle: DeploymentHandle, weights: Weights) -> list[RefreshReport]:
     """Bring every replica of a sampler to these weights; one report per replica.
 
@@ -259,7 +223,7 @@ def _build(
             "max_ongoing_requests": config.max_ongoing_requests,
             "ray_actor_options": {"num_cpus": 0},
         },
-        runtime_env={"env_vars": config.env},
+        runtime_env={"env_vars": {"VLLM_LOGGING_LEVEL": "INFO", **config.env}},
         log_engine_metrics=False,
     )
     return build_llm_deployment(

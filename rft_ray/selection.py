@@ -74,8 +74,9 @@ def path_key(text: str) -> str:
 def group_statistics(group: Group) -> dict[str, Any]:
     """Counts for a group, all policies pooled and each alone: {"pooled": {...}, "policies": {...}}.
 
-    Rollouts, how many of each verdict, and of the chosen: `accepted`, `selected`. `distinct_paths` counts the paths among accepted rollouts; `distinct_paths_with_gold` adds the
-    gold solution's, which is how the paper's Table 2 counts. The two are never mixed.
+    Each holds `rollouts`, one count for every verdict, `accepted`, `selected`, `distinct_paths`
+    (among accepted rollouts) and `distinct_paths_with_gold`, which adds the gold solution's path as
+    the paper's Table 2 does. The two are never mixed.
     """
     by_policy: dict[str, list[Rollout]] = {}
     for rollout in group.rollouts:

@@ -10,25 +10,21 @@ This is the only file that knows Ray Data; the work itself is in `sampler.py`, `
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray import serve
 from ray.data import ActorPoolStrategy, Dataset
-from ray.exceptions import RayActorError
-from transformers import AutoTokenizer
 
 from rft_ray.config import SelectionConfig, VerifierConfig
-from rft_ray.prompts import encode_prompt
 from rft_ray.records import GROUP_SCHEMA, group_to_row, row_to_group
-from rft_ray.sampler import SampledTokens, SamplerUnavailableError, Weights
+from rft_ray.sampling import GroupSampler, SamplingPlan
 from rft_ray.selection import group_statistics, select_group
-from rft_ray.types import Group, Problem, Rollout
+from rft_ray.types import Group, Problem
 from rft_ray.verifier import Verifier
 
 # Few, since the rollouts of unfinished groups are all that a kill can cost; more than one, since
@@ -36,158 +32,55 @@ from rft_ray.verifier import Verifier
 GROUPS_PER_TASK = 4
 # Stages other than the engines' are light: they share cores instead of holding them.
 STAGE_CPUS = 0.1
-RETRY_SECONDS = (1, 2, 5, 10, 20, 40, 60, 60, 60, 60)
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """One policy as the sampling stage sees it: whom to ask, for which weights, and how."""
-
-    name: str
-    application: str
-    """Serve application of its sampler."""
-    weights: Weights
-    sampling: dict[str, Any]
-    """vLLM sampling parameters; `n` rollouts per problem."""
-    max_model_len: int
-    """Longest prompt plus completion in tokens; a problem beyond it gets no rollouts."""
-    max_in_flight: int
-    """Requests that its replicas take at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingPlan:
-    """Everything that decides what a problem is asked; equal plans give equal seeds."""
-
-    policies: list[Policy]
-    prompt_template: str
-    seed: int
-    round: int
-    folder: str
-    """Where finished groups are written."""
-    problem_ids: frozenset[str] = field(default_factory=frozenset)
-
-
-def request_seed(run_seed: int, round: int, policy: str, problem_id: str) -> int:
-    """Seed of a problem's first rollout; sample i has this plus i, in the engine.
-
-    A pure function of what identifies the rollout, so a restart asks for the same samples.
-    """
-    identity = "\x1f".join([str(run_seed), str(round), policy, problem_id])
-    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
-
-
-class SampleGroups:
-    """Actor of the sampling stage: asks every policy about a few problems and writes the groups."""
-
-    def __init__(self, plan: SamplingPlan) -> None:
-        self.plan = plan
-        self.handles = {p.name: serve.get_app_handle(p.application) for p in plan.policies}
-        self.tokenizers = {
-            p.name: AutoTokenizer.from_pretrained(p.weights.path) for p in plan.policies
-        }
-
-    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[pa.Table]:
-        problems = [
-            Problem(*values)
-            for values in zip(*(batch[name].tolist() for name in _PROBLEM_FIELDS), strict=True)
-        ]
-        path = Path(self.plan.folder) / f"{_file_stem(problems)}.parquet"
-        if path.exists():
-            yield pq.read_table(path, schema=GROUP_SCHEMA)
-            return
-        groups = await asyncio.gather(*(self._sample_group(problem) for problem in problems))
-        table = groups_to_table(groups)
-        await asyncio.to_thread(write_table, table, path)
-        yield table
-
-    async def _sample_group(self, problem: Problem) -> Group:
-        per_policy = await asyncio.gather(
-            *(self._sample_policy(problem, policy) for policy in self.plan.policies)
-        )
-        return Group(problem, [rollout for rollouts in per_policy for rollout in rollouts])
-
-    async def _sample_policy(self, problem: Problem, policy: Policy) -> list[Rollout]:
-        tokenizer = self.tokenizers[policy.name]
-        prompt_ids = encode_prompt(problem, tokenizer, self.plan.prompt_template)
-        if len(prompt_ids) >= policy.max_model_len:
-            return []
-        seed = request_seed(self.plan.seed, self.plan.round, policy.name, problem.id)
-        sampled = await self._ask(policy, prompt_ids, seed)
-        return _to_rollouts(sampled, policy.name, self.plan.round, tokenizer)
-
-    async def _ask(self, policy: Policy, prompt_ids: list[int], seed: int) -> SampledTokens:
-        """The request, repeated while its replica is gone; any other failure stops the run."""
-        for pause in (*RETRY_SECONDS, None):
-            try:
-                return await self.handles[policy.name].sample.remote(
-                    prompt_ids, policy.weights, policy.sampling, seed
-                )
-            except (RayActorError, SamplerUnavailableError):
-                if pause is None:
-                    raise
-                await asyncio.sleep(pause)
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-_PROBLEM_FIELDS = ("id", "prompt", "answer", "source", "solution")
-
-
-def _to_rollouts(
-    sampled: SampledTokens, policy: str, round: int, tokenizer: Any
-) -> list[Rollout]:
-    ids = sampled.token_ids.tolist()
-    ends = sampled.lengths.cumsum().tolist()
-    completions_ids = [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    texts = tokenizer.batch_decode(completions_ids, skip_special_tokens=True)
-    return [
-        Rollout(
-            policy=policy,
-            completion=text,
-            policy_version=sampled.policy_version,
-            round=round,
-            sample=sample,
-            token_ids=token_ids,
-            finish_reason="stop" if stopped else "length",
-        )
-        for sample, (text, token_ids, stopped) in enumerate(
-            zip(texts, completions_ids, sampled.stopped.tolist(), strict=True)
-        )
-    ]
-
-
-def sample_groups(problems: Iterable[Problem], plan: SamplingPlan) -> Dataset:
+def sample_groups(problems: list[Problem], plan: SamplingPlan, folder: str) -> Dataset:
     """Lazily, the group of every problem: read where it was sampled before, else sampled now.
 
-    Every sampled group is on disk, under `plan.folder`, before the row leaves the stage.
+    Every sampled group is on disk, under `folder`, before the row leaves the stage.
     """
-    problems = list(problems)
-    done = sampled_ids(plan.folder)
+    done = sampled_ids(folder)
     todo = [problem for problem in problems if problem.id not in done]
-    parts = []
-    if len(todo) < len(problems):
-        parts.append(read_groups_dataset(plan.folder))
+    parts = [read_groups_dataset(folder)] if done else []
     if todo:
-        in_flight = min(policy.max_in_flight for policy in plan.policies)
         rows = ray.data.from_items(
             [asdict(problem) for problem in todo],
             override_num_blocks=-(-len(todo) // GROUPS_PER_TASK),
         )
+        calls = -(-plan.max_in_flight // GROUPS_PER_TASK)
         parts.append(
             rows.map_batches(
                 SampleGroups,
-                fn_constructor_args=(plan,),
-                batch_size=None,
-                batch_format="numpy",
+                fn_constructor_args=(plan, folder),
+                batch_format="pyarrow",
                 num_cpus=STAGE_CPUS,
-                max_concurrency=max(1, -(-in_flight // GROUPS_PER_TASK)),
                 compute=ActorPoolStrategy(
-                    size=1, max_tasks_in_flight_per_actor=2 * max(1, in_flight // GROUPS_PER_TASK)
+                    size=1,
+                    max_concurrent_calls_per_actor=calls,
+                    max_tasks_in_flight_per_actor=2 * calls,
                 ),
             )
         )
-    return parts[0].union(*parts[1:])
+    return parts[0] if len(parts) == 1 else parts[0].union(*parts[1:])
+
+
+class SampleGroups:
+    """Actor of the sampling stage: a few problems in, their groups out, on disk first."""
+
+    def __init__(self, plan: SamplingPlan, folder: str) -> None:
+        self.sampler = GroupSampler(plan)
+        self.folder = Path(folder)
+
+    async def __call__(self, rows: pa.Table) -> pa.Table:
+        problems = [Problem(**row) for row in rows.to_pylist()]
+        path = self.folder / f"{_file_stem(problems)}.parquet"
+        if path.exists():
+            # The task was run before and its answer was lost: its samples were not.
+            return pq.read_table(path, schema=GROUP_SCHEMA)
+        groups = await asyncio.gather(*(self.sampler.sample(problem) for problem in problems))
+        table = groups_to_table(groups)
+        await asyncio.to_thread(write_table, table, path)
+        return table
 
 
 class VerifyGroups:

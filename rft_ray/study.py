@@ -19,13 +19,12 @@ from rft_ray.console import follow_training, say
 from rft_ray.problems import load_problems
 from rft_ray.prompts import group_examples, write_examples
 from rft_ray.run_dir import RoundDir, RunDir, open_run_dir
+from rft_ray.sampling import Policy, Weights
 from rft_ray.types import Group, Problem
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-    from rft_ray.sampler import Weights
-    from rft_ray.stages import Policy
     from rft_ray.trainer import TrainingJob
 
 TARGET = "target"
@@ -38,9 +37,8 @@ class Study:
     config: RunConfig
     run: RunDir
     round: RoundDir
-    train: list[Problem]
-    validation: list[Problem]
-    heldout: list[Problem]
+    problems: dict[str, list[Problem]]
+    """By set: train, heldout and, where the config has one, validation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +51,8 @@ class Samplers:
     max_model_len: dict[str, int]
     max_in_flight: dict[str, int]
 
-    def policy(self, name: str, weights: "Weights", sampling: dict[str, Any]) -> "Policy":
+    def policy(self, name: str, weights: Weights, sampling: dict[str, Any]) -> Policy:
         """A model as the sampling stage addresses it."""
-        from rft_ray.stages import Policy
-
         sampler = self.serving[name]
         return Policy(
             name=name,
@@ -73,29 +69,28 @@ def open_study(config: RunConfig) -> Iterator[Study]:
     """The run's folder, problems and Ray session; wrong input is found before anything heavy."""
     from rft_ray.ray_session import start_ray, stop_ray
 
-    sets = config.problems
-    train, heldout = load_problems(sets.train), load_problems(sets.heldout)
-    validation = load_problems(sets.validation) if sets.validation else []
+    sets = {"train": config.problems.train, "heldout": config.problems.heldout}
+    if config.problems.validation:
+        sets["validation"] = config.problems.validation
+    problems = {name: load_problems(problem_set) for name, problem_set in sets.items()}
     with open_run_dir(config) as run:
         say(f"run directory: {run.path}")
-        say(f"problems: {len(train)} train, {len(validation)} validation, {len(heldout)} held out")
+        say("problems: " + ", ".join(f"{len(own)} {name}" for name, own in problems.items()))
         start_ray()
         try:
-            yield Study(config, run, run.round(0), train, validation, heldout)
+            yield Study(config, run, run.round(0), problems)
         finally:
             stop_ray()
 
 
-def fine_tune(study: Study) -> dict[str, list["Weights"]]:
+def fine_tune(study: Study) -> dict[str, list[Weights]]:
     """Checkpoints of each policy and of the target, in order; the base where it has no SFT."""
-    from rft_ray.sampler import Weights
-
     config = study.config
     models = {policy.name: (policy.model, policy.sft) for policy in config.policies}
     models[TARGET] = (config.target.model, config.target.sft)
     trained: dict[tuple[str, str], list[Weights]] = {}
     tuned: dict[str, list[Weights]] = {}
-    gold = [Group(problem) for problem in study.train]
+    gold = [Group(problem) for problem in study.problems["train"]]
     for name, (model, recipe) in models.items():
         if recipe is None:
             tuned[name] = [Weights(os.path.abspath(model), 0)]
@@ -115,12 +110,11 @@ def train(
     recipe: RecipeConfig,
     groups: Iterable[Group],
     output: Path,
-) -> list["Weights"]:
+) -> list[Weights]:
     """One training run on gold solutions and selected rollouts: its checkpoints, in order.
 
     What an earlier attempt finished is not done again.
     """
-    from rft_ray.sampler import Weights
     from rft_ray.trainer import TrainingJob, run_training
 
     examples = output.with_name(output.name + ".examples.parquet")
@@ -204,7 +198,7 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
         )
 
 
-def refresh(study: Study, samplers: Samplers, name: str, weights: "Weights") -> None:
+def refresh(study: Study, samplers: Samplers, name: str, weights: Weights) -> None:
     """Put a checkpoint into the running sampler of a model, checked against the trainer."""
     from rft_ray.sampler import refresh_sampler
 

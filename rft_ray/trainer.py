@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from rft_ray.config import RecipeConfig, TrainerConfig
 from rft_ray.errors import InputError
 from rft_ray.packing import ExampleColumns, PackedBatch, TrainingPlan, pack_batch, plan_steps
+from rft_ray.run_dir import read_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
     probes = probe_sequences(columns)
     engine = build_engine(job.model, recipe, trainer)
     steps_done = load_checkpoint(engine)
-    metrics = MetricsFile(job, plan.num_steps) if rank == 0 else None
+    metrics = StepMetrics(job, plan.num_steps) if rank == 0 else None
 
     for batch in planned_batches(plan, columns, rank, first_step=steps_done + 1):
         step, started = batch.step, time.perf_counter()
@@ -235,7 +236,7 @@ def train_step(
     distributed.all_reduce(total)
     if not math.isfinite(total.item()):
         return total.item(), math.nan
-    if engine.zero_optimization() or engine.bfloat16_enabled():
+    if engine.zero_optimization():
         engine.step()
         return total.item(), float(engine.get_global_grad_norm())
     # Plain fp32 data parallelism: DeepSpeed would clip, but not tell the norm.
@@ -265,19 +266,23 @@ def packed_loss(model: "Module", packed: PackedBatch, device: "torch.device") ->
     return weighted_nll(logits, token_ids, weights, positions)
 
 
-class MetricsFile:
-    """One line per step at the end of a shared metrics.jsonl; written by rank 0.
+class StepMetrics:
+    """Appends a line per step to the run's metrics.jsonl; held by rank 0.
 
-    A step done again after a crash gives the same numbers, so its line is not written twice; the
-    file is never rewritten, because other writers append to it.
+    A step done again after a crash gives the same numbers, so its line is not written twice. The
+    file is never rewritten, because the driver appends to it too.
     """
 
     def __init__(self, job: TrainingJob, total_steps: int) -> None:
         self._path = Path(job.metrics_path)
         self._labels = {"kind": "train_step", "job": job.name, "round": job.round}
         self._total_steps = total_steps
-        self._last_step, is_torn = self._read()
-        self._prefix = "\n" if is_torn else ""
+        rows = read_metrics(self._path)
+        mine = (row["step"] for row in rows if self._labels.items() <= row.items())
+        self._last_step = max(mine, default=0)
+        if self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
+            # A rank 0 that was killed left half a line.
+            self._write("\n")
 
     def append(
         self, batch: StepBatch, loss: float, rate: float, grad_norm: float, seconds: float
@@ -298,20 +303,8 @@ class MetricsFile:
             "fill": batch.fill,
             "seconds": seconds,
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(self._prefix + json.dumps(line) + "\n")
-        self._prefix = ""
+        self._write(json.dumps(line) + "\n")
 
-    def _read(self) -> tuple[int, bool]:
-        """The last step of this job in the file, and whether the file ends in half a line."""
-        if not self._path.exists():
-            return 0, False
-        last = 0
-        text = self._path.read_text(encoding="utf-8")
-        for line in text.splitlines():
-            if self._labels["job"] not in line or not line.endswith("}"):
-                continue
-            row = json.loads(line)
-            if self._labels.items() <= row.items():
-                last = max(last, row["step"])
-        return last, bool(text) and not text.endswith("\n")
+    def _write(self, text: str) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(text)

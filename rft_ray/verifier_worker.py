@@ -30,6 +30,7 @@ Grader = Callable[[str, str], str]
 
 def main() -> None:
     """Serve until the request pipe ends. argv: settings as JSON, and a descriptor to live by."""
+    sys.tracebacklimit = 3  # a death is an expected event here, not a page of recursion
     settings, lifeline = json.loads(sys.argv[-2]), int(sys.argv[-1])
     requests, replies = _claim_pipes()
     _die_with_parent(lifeline)

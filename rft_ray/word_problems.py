@@ -37,7 +37,7 @@ THINGS = (
 )
 # fmt: on
 OPENERS = ("So", "Then", "That is")
-LARGEST_ANSWER = 300
+LARGEST_ANSWER = 99
 FEWEST_PATHS = 6
 ATTEMPTS_PER_PROBLEM = 200
 
@@ -67,44 +67,44 @@ class Template:
 # fmt: off
 TEMPLATES = (
     Template(
-        "three_colors", "a + b + c", {"a": (3, 40), "b": (3, 40), "c": (3, 40)},
+        "three_colors", "a + b + c", {"a": (3, 30), "b": (3, 30), "c": (3, 30)},
         "{name} has {a} red, {b} blue and {c} green {things}. How many {things} in all?",
     ),
     Template(
-        "gain_and_loss", "a + b - c", {"a": (5, 60), "b": (5, 40), "c": (2, 30)},
+        "gain_and_loss", "a + b - c", {"a": (5, 50), "b": (5, 40), "c": (2, 30)},
         "{name} has {a} {things}, buys {b} more and gives {c} to {friend}. How many are left?",
     ),
     Template(
-        "mixed_boxes", "(a + b) * c", {"a": (2, 12), "b": (2, 12), "c": (2, 9)},
+        "mixed_boxes", "(a + b) * c", {"a": (2, 12), "b": (2, 12), "c": (2, 6)},
         "A box holds {a} red and {b} blue {things}. {name} buys {c} boxes. How many {things}?",
     ),
     Template(
-        "bags_and_boxes", "a * b + c * d", {"a": (2, 9), "b": (2, 12), "c": (2, 9), "d": (2, 12)},
+        "bags_and_boxes", "a * b + c * d", {"a": (2, 7), "b": (2, 9), "c": (2, 7), "d": (2, 9)},
         "{name} has {a} bags of {b} {things} and {c} boxes of {d} {things}. How many {things}?",
     ),
     Template(
-        "bags_found_lost", "a * b + c - d", {"a": (2, 9), "b": (2, 12), "c": (2, 30), "d": (2, 30)},
+        "bags_found_lost", "a * b + c - d", {"a": (2, 8), "b": (2, 9), "c": (2, 20), "d": (2, 20)},
         "{name} fills {a} bags with {b} {things}, finds {c} and loses {d}. How many {things} now?",
     ),
     Template(
-        "shelves", "a * b * c", {"a": (2, 8), "b": (2, 6), "c": (2, 9)},
+        "shelves", "a * b * c", {"a": (2, 8), "b": (2, 6), "c": (2, 8)},
         "A school has {a} rooms. Each room has {b} shelves of {c} {things}. How many {things}?",
     ),
     Template(
-        "three_takers", "a - b - c - d", {"a": (25, 99), "b": (2, 25), "c": (2, 25), "d": (2, 25)},
+        "three_takers", "a - b - c - d", {"a": (25, 99), "b": (2, 20), "c": (2, 20), "d": (2, 20)},
         "Of {a} {things} {name} takes {b}, {friend} takes {c} and {third} {d}. How many are left?",
     ),
     Template(
-        "more_than", "a + (a + b) + c", {"a": (3, 40), "b": (2, 30), "c": (2, 30)},
+        "more_than", "a + (a + b) + c", {"a": (3, 25), "b": (2, 20), "c": (2, 25)},
         "{name} has {a} {things}. {friend} has {b} more. {third} has {c}. How many in all?",
     ),
     Template(
-        "times_as_many", "a + a * b + c", {"a": (2, 15), "b": (2, 6), "c": (2, 30)},
+        "times_as_many", "a + a * b + c", {"a": (2, 12), "b": (2, 6), "c": (2, 20)},
         "{name} has {a} {things}. {friend} has {b} times as many. {third} has {c}. "
         "How many in all?",
     ),
     Template(
-        "shopping", "a + b - c * d", {"a": (10, 60), "b": (5, 40), "c": (2, 9), "d": (2, 9)},
+        "shopping", "a + b - c * d", {"a": (10, 50), "b": (5, 40), "c": (2, 9), "d": (2, 9)},
         "{name} has {a} dollars, earns {b} and buys {c} {things} at {d} dollars. "
         "How much is left?",
         "dollars",
@@ -115,18 +115,18 @@ TEMPLATES = (
         "How many does each get?",
     ),
     Template(
-        "broken", "(b - c) * a + d", {"a": (2, 9), "b": (6, 20), "c": (1, 9), "d": (2, 30)},
+        "broken", "(b - c) * a + d", {"a": (2, 6), "b": (6, 15), "c": (1, 9), "d": (2, 20)},
         "Each of {a} boxes has {b} {things} but {c} break. {name} adds {d}. "
         "How many good {things}?",
     ),
     Template(
-        "wages", "(a + b) * c - d", {"a": (5, 20), "b": (2, 9), "c": (2, 7), "d": (2, 40)},
+        "wages", "(a + b) * c - d", {"a": (4, 15), "b": (2, 8), "c": (2, 5), "d": (2, 30)},
         "{name} earns {a} dollars and {b} in tips a day for {c} days and spends {d}. "
         "How much is left?",
         "dollars",
     ),
     Template(
-        "trays", "a * b - c - d", {"a": (2, 9), "b": (3, 12), "c": (2, 20), "d": (2, 20)},
+        "trays", "a * b - c - d", {"a": (2, 9), "b": (3, 10), "c": (2, 20), "d": (2, 20)},
         "{name} buys {a} bags of {b} {things}, loses {c} and sells {d}. "
         "How many {things} are left?",
     ),

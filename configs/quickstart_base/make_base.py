@@ -10,12 +10,12 @@ model on one core. The shape and the number of steps were chosen with SFT on the
 """
 
 import argparse
+import itertools
 import json
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,14 +29,15 @@ from rft_ray.word_problems import NAMES, THINGS, generate_word_problems, solutio
 HERE = Path(__file__).parent
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
-VOCABULARY_SIZE = 704
+VOCABULARY_SIZE = 576
 CONTEXT = 128
-SEQUENCES_PER_STEP = 32
+SEQUENCES_PER_STEP = 16
 PEAK_LEARNING_RATE = 3e-3
-WARMUP_STEPS = 50
+WARMUP_STEPS = 100
 PROBLEMS = 8_000
-DOCUMENTS = 90_000
-FACTS_PER_DOCUMENT = 3
+DOCUMENTS = 200_000
+FACT_SHARE = 0.60
+STORY_SHARE = 0.28
 SIGN_SHARES = {"+": 0.45, "-": 0.25, "*": 0.22, "/": 0.08}
 
 SHAPES = {
@@ -49,16 +50,16 @@ SHAPES = {
         "tie_word_embeddings": True,
     },
     "untied": {
-        "hidden_size": 96,
-        "intermediate_size": 288,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 1,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "tie_word_embeddings": False,
     },
 }
 
-STATEMENTS = {
+OPENINGS = {
     "+": (
         ("{name} has {x} {things} and gets {y} more.", "{things}"),
         ("{name} has {x} red and {y} blue {things}.", "{things}"),
@@ -76,55 +77,83 @@ STATEMENTS = {
     ),
     "/": (("{name} shares {x} {things} among {y} friends.", "{things}"),),
 }
+CONTINUATIONS = {
+    "+": ("{name} gets {y} more.", "{friend} adds {y}."),
+    "-": ("{name} loses {y}.", "{friend} takes {y}."),
+    "*": ("{friend} has {y} times as many.",),
+    "/": ("{name} shares them among {y} friends.",),
+}
+
+Document = list[tuple[str, bool]]  # pieces of text, and whether the loss counts there
 
 
-def draw_equations(problems: list[Problem], count: int, rng: random.Random) -> list[str]:
-    """Single calculations that occur in some solution of the problems, in fixed shares by sign."""
-    by_sign: dict[str, set[str]] = {sign: set() for sign in SIGN_SHARES}
+def collect_equations(problems: list[Problem]) -> dict[str, list[str]]:
+    """By sign, the single calculations that occur in some solution of the problems."""
+    found: dict[str, set[str]] = {sign: set() for sign in SIGN_SHARES}
     for problem in problems:
         for equation in re.findall(r"<<(.*?)>>", "".join(solution_paths(problem))):
-            by_sign[re.findall(r"[-+*/]", equation)[0]].add(equation)
-    pools = {sign: sorted(equations) for sign, equations in by_sign.items()}
-    signs = rng.choices(list(SIGN_SHARES), list(SIGN_SHARES.values()), k=count)
-    return [rng.choice(pools[sign]) for sign in signs]
+            found[split_equation(equation)[1]].add(equation)
+    return {sign: sorted(equations) for sign, equations in found.items()}
 
 
-def write_fact(equation: str, unit: str) -> str:
-    """("3+4=7", "pens") -> "<<3+4=7>>7 pens."."""
-    return f"<<{equation}>>{equation.split('=')[1]} {unit}."
+def split_equation(equation: str) -> list[str]:
+    """ "3+4=7" -> ["3", "+", "4", "7"]."""
+    return re.findall(r"\d+|[-+*/]", equation)
 
 
-def write_facts(equations: Iterable[str], rng: random.Random) -> str:
-    return "\n".join(write_fact(equation, rng.choice(THINGS)) for equation in equations)
+def write_fact(equation: str, unit: str) -> Document:
+    """The operands are drawn at random, so only what follows them can be learned."""
+    left, right = equation.split("=")
+    return [(f"<<{left}=", False), (f"{right}>>{right} {unit}.", True)]
 
 
-def write_statement(equation: str, rng: random.Random) -> str:
-    """One sentence and the one calculation that follows from it."""
-    x, op, y, _ = re.findall(r"\d+|[-+*/]", equation)
+def write_story(
+    equations: dict[str, list[str]], following: dict[str, list[str]], rng: random.Random
+) -> Document:
+    """One to three sentences, each followed by the calculation that it asks for."""
     name, friend = rng.sample(NAMES, 2)
-    words = {"name": name, "friend": friend, "things": rng.choice(THINGS), "x": x, "y": y}
-    sentence, unit = rng.choice(STATEMENTS[op])
-    return f"{sentence.format(**words)} {write_fact(equation, unit.format(**words))}"
+    words = {"name": name, "friend": friend, "things": rng.choice(THINGS)}
+    equation = draw_equation(equations, rng)
+    x, sign, y, value = split_equation(equation)
+    x, y = (y, x) if sign in "+*" and rng.random() < 0.5 else (x, y)
+    sentence, unit = rng.choice(OPENINGS[sign])
+    unit = unit.format(**words)
+    pieces = [(sentence.format(**words, x=x, y=y), False)]
+    pieces.append((f" <<{equation}>>{value} {unit}.", True))
+    for _ in range(rng.choice((0, 1, 2))):
+        equation = rng.choice(following.get(value, [equation]))
+        x, sign, y, value = split_equation(equation)
+        pieces.append((f"\n{rng.choice(CONTINUATIONS[sign])}".format(**words, y=y), False))
+        pieces.append((f" <<{equation}>>{value} {unit}.", True))
+    return pieces
 
 
-def write_documents(count: int, seed: int) -> list[str]:
-    """Facts (half), one-step statements (a third) and unanswered questions (the rest)."""
+def draw_equation(equations: dict[str, list[str]], rng: random.Random) -> str:
+    (sign,) = rng.choices(list(SIGN_SHARES), list(SIGN_SHARES.values()))
+    return rng.choice(equations[sign])
+
+
+def write_documents(count: int, seed: int) -> list[Document]:
+    """Facts, stories and unanswered questions, all of the split "pretraining"."""
     rng = random.Random(seed)
     problems = generate_word_problems(PROBLEMS, seed=seed, split="pretraining")
-    equations = iter(draw_equations(problems, FACTS_PER_DOCUMENT * count, rng))
-    documents = []
+    equations = collect_equations(problems)
+    following: dict[str, list[str]] = {}
+    for equation in sorted(itertools.chain(*equations.values())):
+        following.setdefault(split_equation(equation)[0], []).append(equation)
+    documents: list[Document] = []
     for _ in range(count):
         kind = rng.random()
-        if kind < 0.50:
-            documents.append(write_facts(islice(equations, FACTS_PER_DOCUMENT), rng))
-        elif kind < 0.84:
-            documents.append(write_statement(next(equations), rng))
+        if kind < FACT_SHARE:
+            documents.append(write_fact(draw_equation(equations, rng), rng.choice(THINGS)))
+        elif kind < FACT_SHARE + STORY_SHARE:
+            documents.append(write_story(equations, following, rng))
         else:
-            documents.append(f"Question: {rng.choice(problems).prompt}\n")
+            documents.append([(f"Question: {rng.choice(problems).prompt}\n", True)])
     return documents
 
 
-def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """Byte-level BPE, so that any text comes back unchanged; every digit is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -138,7 +167,7 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     solved = "Answer:\nSo\nThen\nThat is <<3+4=7>>7 pens.\n#### 7"
-    tokenizer.train_from_iterator([*documents, *[solved] * 1000], trainer)
+    tokenizer.train_from_iterator([*texts, *[solved] * 1000], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=EOS,
@@ -161,20 +190,32 @@ def make_config(kind: str, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
+def encode_documents(
+    documents: list[Document], tokenizer: PreTrainedTokenizerFast
+) -> list[list[tuple[int, bool]]]:
+    """Each document's (token, whether the loss counts) with EOS at its end."""
+    texts = sorted({text for document in documents for text, _ in document})
+    ids = dict(zip(texts, tokenizer(texts)["input_ids"], strict=True))
+    end = (tokenizer.eos_token_id, True)
+    return [[*((t, c) for text, c in pieces for t in ids[text]), end] for pieces in documents]
+
+
 def batch_tokens(
-    documents: list[str], tokenizer: PreTrainedTokenizerFast, seed: int
-) -> Iterator[torch.Tensor]:
-    """(SEQUENCES_PER_STEP, CONTEXT) windows of the shuffled documents, again and again."""
-    encoded = tokenizer(documents, return_attention_mask=False)["input_ids"]
+    encoded: list[list[tuple[int, bool]]], seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(SEQUENCES_PER_STEP, CONTEXT) tokens and loss masks, over the shuffled documents for ever."""
     rng = random.Random(seed)
     while True:
         rng.shuffle(encoded)
-        stream = torch.tensor([t for ids in encoded for t in [*ids, tokenizer.eos_token_id]])
-        windows = stream[: len(stream) // CONTEXT * CONTEXT].view(-1, CONTEXT)
-        yield from windows.split(SEQUENCES_PER_STEP)
+        stream = torch.tensor(list(itertools.chain(*encoded)))
+        windows = stream[: len(stream) // CONTEXT * CONTEXT].view(-1, CONTEXT, 2)
+        for batch in windows.split(SEQUENCES_PER_STEP):
+            yield batch[..., 0], batch[..., 1].bool()
 
 
-def pretrain(model: LlamaForCausalLM, batches: Iterator[torch.Tensor], steps: int) -> None:
+def pretrain(
+    model: LlamaForCausalLM, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int
+) -> None:
     """AdamW with warm-up and linear decay to zero."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     gains = [p for p in model.parameters() if p.ndim <= 1]
@@ -185,14 +226,14 @@ def pretrain(model: LlamaForCausalLM, batches: Iterator[torch.Tensor], steps: in
         scale = min((step + 1) / WARMUP_STEPS, (steps - step) / (steps - WARMUP_STEPS))
         for group in optimizer.param_groups:
             group["lr"] = PEAK_LEARNING_RATE * scale
-        tokens = next(batches)
+        tokens, counts = next(batches)
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-        loss = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss = cross_entropy(logits[counts[:, 1:]], tokens[:, 1:][counts[:, 1:]])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 50 == 0 or step == steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             seconds = time.monotonic() - started
             print(f"step {step} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
 
@@ -210,7 +251,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=sorted(SHAPES))
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -219,9 +260,10 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     started = time.monotonic()
     documents = write_documents(DOCUMENTS, arguments.seed)
-    tokenizer = train_tokenizer(documents)
+    tokenizer = train_tokenizer(["".join(text for text, _ in pieces) for pieces in documents])
     model = LlamaForCausalLM(make_config(arguments.kind, tokenizer))
-    pretrain(model, batch_tokens(documents, tokenizer, arguments.seed), arguments.steps)
+    batches = batch_tokens(encode_documents(documents, tokenizer), arguments.seed)
+    pretrain(model, batches, arguments.steps)
     save(model, tokenizer, arguments.out or HERE / arguments.kind)
     summary = {
         "kind": arguments.kind,

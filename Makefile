@@ -1,0 +1,38 @@
+# Everything a fresh machine needs, in .venv. `make quickstart` and `make test` install what is
+# missing or stale first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The set to install: gpu where an NVIDIA driver answers, else cpu. Override with DEVICE=cpu.
+DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+LOCK := requirements/$(DEVICE).txt
+STAMP := .venv/.installed-$(DEVICE)
+RUN := .venv/bin
+
+.PHONY: install quickstart test test-unit lint clean
+
+install: $(STAMP)
+
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "rft_ray needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(RUN)/python || $(PYTHON) -m venv .venv
+	$(RUN)/pip install --quiet --no-deps -r $(LOCK) \
+		|| { echo "The lock asks for the CPU build of torch, which has an index of its own:"; \
+		     echo "see 'Install' in README.md."; exit 1; }
+	$(RUN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+quickstart: install
+	$(RUN)/rft-ray run configs/quickstart.yaml
+
+test: install
+	$(RUN)/pytest -m "not engine"
+	$(RUN)/pytest -m engine
+
+test-unit: install
+	$(RUN)/pytest -m "not engine"
+
+lint: install
+	$(RUN)/ruff check .
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,111 @@
+"""Prompts as token ids, and what a training example consists of."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from rft_ray.packing import ExampleColumns
+from rft_ray.prompts import (
+    encode_prompt,
+    gold_examples,
+    group_examples,
+    make_example,
+    read_example_columns,
+    read_examples,
+    render_prompt,
+    write_examples,
+)
+from rft_ray.types import Example, Group, Problem, Rollout
+
+TEMPLATE = "Q: {prompt} {x} A: "
+PROBLEM = Problem("p1", "two plus two", "4", solution="four")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Characters as tokens, BOS before every text as Llama's does it."""
+    symbols = ["<unk>", "<s>", "</s>", *map(chr, range(32, 127))]
+    core = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def rollout(text: str, selected: bool) -> Rollout:
+    return Rollout("a", text, selected=selected, verdict="correct", finish_reason="stop")
+
+
+def test_only_the_prompt_placeholder_is_replaced() -> None:
+    problem = Problem("p", "a {x} and {prompt}", "1")
+    assert render_prompt(problem, TEMPLATE) == "Q: a {x} and {prompt} {x} A: "
+
+
+def test_the_prompt_has_the_special_tokens_of_a_beginning_and_no_end(tokenizer) -> None:
+    ids = encode_prompt(PROBLEM, tokenizer, TEMPLATE)
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids[1:]).replace(" ", "") == "Q:twoplustwo{x}A:"
+
+
+def test_an_eos_that_the_tokenizer_puts_after_every_text_does_not_end_a_prompt(tokenizer) -> None:
+    core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    core.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    closing = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    assert closing.encode("x")[-1] == closing.eos_token_id
+    without_bos = encode_prompt(PROBLEM, tokenizer, TEMPLATE)[1:]
+    assert encode_prompt(PROBLEM, closing, TEMPLATE) == without_bos
+
+
+def test_an_example_is_the_prompt_then_the_completion_then_eos(tokenizer) -> None:
+    example = make_example(PROBLEM, "four", tokenizer, TEMPLATE)
+    prompt = encode_prompt(PROBLEM, tokenizer, TEMPLATE)
+    learned = tokenizer.encode("four", add_special_tokens=False)
+    assert example.input_ids == [*prompt, *learned, tokenizer.eos_token_id]
+    assert example.loss_mask == [0] * len(prompt) + [1] * (len(learned) + 1)
+
+
+def test_a_tokenizer_without_eos_is_refused(tokenizer) -> None:
+    endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="no EOS"):
+        make_example(PROBLEM, "four", endless, TEMPLATE)
+
+
+def test_gold_goes_first_and_the_order_of_rollouts_is_kept(tokenizer) -> None:
+    groups = [
+        Group(PROBLEM, [rollout("b", True), rollout("no", False), rollout("a", True)]),
+        Group(Problem("p2", "q", "1"), [rollout("c", True)]),
+    ]
+    examples, dropped = group_examples(groups, tokenizer, TEMPLATE, max_length=100)
+    tails = ["four", "b", "a", "c"]
+    assert [e.input_ids[-len(t) - 1 : -1] for e, t in zip(examples, tails, strict=True)] == [
+        tokenizer.encode(t, add_special_tokens=False) for t in tails
+    ]
+    assert dropped == 0
+
+
+def test_longer_examples_are_dropped_and_counted(tokenizer) -> None:
+    length = len(make_example(PROBLEM, "four", tokenizer, TEMPLATE).input_ids)
+    assert gold_examples([PROBLEM], tokenizer, TEMPLATE, length)[1] == 0
+    assert gold_examples([PROBLEM], tokenizer, TEMPLATE, length - 1) == ([], 1)
+    assert gold_examples([Problem("p", "q", "1")], tokenizer, TEMPLATE, 100) == ([], 0)
+
+
+def test_examples_survive_the_file_and_leave_nothing_else(tmp_path: Path) -> None:
+    examples = [Example([5, 6, 7], [0, 1, 1], 1.0), Example([8, 9], [0, 1], 0.5)]
+    path = tmp_path / "examples.parquet"
+    write_examples(str(path), examples)
+    assert read_examples(str(path)) == examples
+    assert list(tmp_path.iterdir()) == [path]
+    columns, expected = read_example_columns(str(path)), ExampleColumns.of(examples)
+    for name in ExampleColumns.__slots__:
+        assert getattr(columns, name).tolist() == getattr(expected, name).tolist()
+
+
+def test_an_empty_file_can_be_written_and_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "none.parquet")
+    write_examples(path, [])
+    assert read_examples(path) == []
+    assert len(read_example_columns(path).lengths) == 0

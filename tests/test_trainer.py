@@ -1,0 +1,289 @@
+"""The engine against a plain loop: same losses and weights for every ZeRO stage, split and crash.
+
+Each TorchTrainer start costs some 20 seconds, so one run answers several questions.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from rft_ray.config import RecipeConfig, TrainerConfig
+from rft_ray.errors import InputError
+from rft_ray.packing import ExampleColumns, plan_steps
+from rft_ray.prompts import read_examples, write_examples
+from rft_ray.run_dir import read_metrics
+from rft_ray.trainer import StepBatch, StepMetrics, TrainingJob, learning_rate, run_training
+from rft_ray.types import Example
+
+PEAK = 1e-3
+ROW_TOKENS = 64
+RECIPE = RecipeConfig(
+    steps=6, batch_size=6, learning_rate=PEAK, warmup_fraction=0.3, weight_decay=0.1, max_length=40
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny models, with tied and untied embeddings, and 16 random examples."""
+    folder = tmp_path_factory.mktemp("training")
+    for name in ("tied", "untied"):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=name == "tied",
+        )
+        LlamaForCausalLM(config).save_pretrained(folder / name)
+        (folder / name / "tokenizer.json").write_text('{"a": 1}')
+    rng = random.Random(0)
+    examples = []
+    for _ in range(16):
+        length, prompt = rng.randint(12, 40), rng.randint(1, 10)
+        ids = [rng.randrange(64) for _ in range(length)]
+        mask = [0] * prompt + [1] * (length - prompt)
+        examples.append(Example(ids, mask, rng.choice([0.5, 1.0])))
+    write_examples(str(folder / "examples.parquet"), examples)
+    return folder
+
+
+def make_job(folder: Path, name: str, model: str = "untied", **recipe: Any) -> TrainingJob:
+    return TrainingJob(
+        name=name,
+        model=str(folder / model),
+        examples=str(folder / "examples.parquet"),
+        output_dir=str(folder / name),
+        recipe=RECIPE.model_copy(update=recipe),
+        metrics_path=str(folder / "metrics.jsonl"),
+    )
+
+
+def make_trainer(**fields: Any) -> TrainerConfig:
+    return TrainerConfig(**{"row_tokens": ROW_TOKENS, "threads_per_worker": 1, **fields})
+
+
+def step_rows(job: TrainingJob) -> list[dict[str, Any]]:
+    rows = [row for row in read_metrics(Path(job.metrics_path)) if row.get("job") == job.name]
+    assert [row["step"] for row in rows] == list(range(1, job.recipe.steps + 1))
+    return rows
+
+
+def plain_loop(job: TrainingJob) -> tuple[LlamaForCausalLM, list[float], list[float]]:
+    """The same job by the definition: one example at a time, torch.optim.AdamW, one process."""
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    recipe = job.recipe
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.999), weight_decay=recipe.weight_decay
+    )
+    examples = read_examples(job.examples)
+    plan = plan_steps(ExampleColumns.of(examples).lengths, recipe, 1, ROW_TOKENS)
+    losses, norms = [], []
+    for step in range(1, recipe.steps + 1):
+        batch = [examples[i] for i in plan.step(step).example_ids]
+        loss = mean_loss(model, batch, recipe.loss)
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+        optimizer.param_groups[0]["lr"] = learning_rate(step, recipe.steps, recipe)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return model, losses, norms
+
+
+def mean_loss(model: LlamaForCausalLM, batch: list[Example], kind: str) -> torch.Tensor:
+    per_example = []
+    for example in batch:
+        ids, mask = torch.tensor(example.input_ids), torch.tensor(example.loss_mask)
+        logprobs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+        nll = -logprobs[:-1].gather(1, ids[1:, None]).squeeze(1) * mask[1:]
+        per_example.append((example.weight * nll.sum(), mask[1:].sum()))
+    if kind == "token_mean":
+        return sum(nll for nll, _ in per_example) / sum(count for _, count in per_example)
+    return sum(nll / count for nll, count in per_example) / len(batch)
+
+
+def assert_same_training(job: TrainingJob) -> None:
+    """Losses, gradient norms and final weights equal the plain loop's; the export is sound."""
+    model, losses, norms = plain_loop(job)
+    rows = step_rows(job)
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
+    assert [row["grad_norm"] for row in rows] == pytest.approx(norms, rel=1e-4)
+    exported = AutoModelForCausalLM.from_pretrained(job.output_dir)
+    assert exported.dtype == torch.float32
+    theirs = dict(model.named_parameters())
+    for name, parameter in exported.named_parameters():
+        torch.testing.assert_close(parameter, theirs[name], rtol=0, atol=PEAK / 100)
+    assert_probe_holds(job.output_dir, job.recipe.steps)
+
+
+@torch.no_grad()
+def assert_probe_holds(export: str, step: int) -> None:
+    """What from_pretrained loads says what the trainer said."""
+    model = AutoModelForCausalLM.from_pretrained(export)
+    probe = json.loads(Path(export, "probe.json").read_text())
+    assert probe["step"] == step
+    assert len(probe["token_ids"]) == 4
+    for ids, logprobs in zip(probe["token_ids"], probe["logprobs"], strict=True):
+        ids = torch.tensor(ids)
+        again = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])
+        assert logprobs == pytest.approx(again.squeeze(1).tolist(), abs=1e-5)
+
+
+@pytest.mark.engine
+def test_one_rank_without_zero_is_the_plain_loop(folder: Path, ray_session: None) -> None:
+    job = make_job(folder, "zero0", "tied", export_every=4)
+    # Rows no longer than the longest example: hardly anything is packed.
+    trainer = make_trainer(zero_stage=0, row_tokens=40, micro_batch_rows=2)
+    exports = run_training(job, trainer)
+    assert exports == [f"{job.output_dir}.steps/step-000004", job.output_dir]
+    assert_same_training(job)
+    assert_probe_holds(exports[0], 4)
+    assert Path(job.output_dir, "tokenizer.json").read_text() == '{"a": 1}'
+    assert not Path(f"{job.output_dir}.train").exists()
+    before = os.stat(job.output_dir)
+    assert run_training(job, trainer) == exports
+    assert os.stat(job.output_dir) == before
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("stage", "model", "rows", "loss"),
+    [(1, "untied", 2, "sequence_mean"), (3, "tied", 1, "token_mean")],
+)
+def test_two_ranks_with_zero_are_the_plain_loop(
+    folder: Path, ray_session: None, stage: int, model: str, rows: int, loss: str
+) -> None:
+    job = make_job(folder, f"zero{stage}", model, loss=loss)
+    # Below this size ZeRO-3 keeps a parameter whole on every rank; here all are sharded.
+    settings = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    run_training(
+        job,
+        make_trainer(zero_stage=stage, num_workers=2, micro_batch_rows=rows, deepspeed=settings),
+    )
+    assert_same_training(job)
+
+
+@pytest.mark.engine
+def test_a_dead_worker_and_a_dead_driver_change_nothing(folder: Path, ray_session: None) -> None:
+    """ZeRO-2 on two ranks, whole and in three pieces: bit for bit the same losses and weights."""
+    whole, pieces = (make_job(folder, n, steps=60) for n in ("whole", "pieces"))
+    trainer = make_trainer(zero_stage=2, num_workers=2, checkpoint_every=5)
+    run_training(whole, trainer)
+    assert_same_training(whole)
+
+    driver = start_driver(pieces, trainer)
+    wait_for_step(pieces, 12, driver)
+    next(iter(train_workers(driver))).kill()
+    wait_for_step(pieces, 30, driver)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    assert not Path(pieces.output_dir).exists()
+    psutil.wait_procs(children, timeout=30)
+
+    run_training(pieces, trainer)
+    for ours, theirs in zip(step_rows(pieces), step_rows(whole), strict=True):
+        assert (ours["loss"], ours["grad_norm"]) == (theirs["loss"], theirs["grad_norm"])
+    weights = "model.safetensors"
+    assert Path(pieces.output_dir, weights).read_bytes() == (
+        Path(whole.output_dir, weights).read_bytes()
+    )
+
+
+def start_driver(job: TrainingJob, trainer: TrainerConfig) -> subprocess.Popen[bytes]:
+    """A process of its own, with a Ray cluster of its own, that runs the job."""
+    code = f"""
+from rft_ray.config import RecipeConfig, TrainerConfig
+from rft_ray.ray_session import start_ray
+from rft_ray.trainer import TrainingJob, run_training
+start_ray()
+run_training({job!r}, {trainer!r})
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment)
+
+
+def train_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    children = psutil.Process(driver.pid).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def wait_for_step(job: TrainingJob, step: int, driver: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        rows = read_metrics(Path(job.metrics_path))
+        if any(row.get("job") == job.name and row["step"] >= step for row in rows):
+            return
+        assert driver.poll() is None, "the driver ended early"
+        time.sleep(0.02)
+    raise TimeoutError(f"no step {step} of {job.name}")
+
+
+@pytest.mark.engine
+def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, ray_session: None) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder / "untied")
+    model.lm_head.weight.data.fill_(torch.nan)
+    model.save_pretrained(folder / "broken")
+    job = make_job(folder, "diverged", "broken")
+    with pytest.raises(FloatingPointError, match=r"diverged stopped: loss nan.* at step 1"):
+        run_training(job, make_trainer())
+    assert not Path(job.output_dir).exists()
+
+
+def test_an_empty_set_is_refused(folder: Path, tmp_path: Path) -> None:
+    job = make_job(folder, "empty")
+    write_examples(str(tmp_path / "none.parquet"), [])
+    broken = TrainingJob("x", job.model, str(tmp_path / "none.parquet"), "x", job.recipe, "x")
+    with pytest.raises(ValueError, match="no examples"):
+        run_training(broken, make_trainer())
+
+
+def test_a_model_folder_without_config_is_refused(folder: Path, tmp_path: Path) -> None:
+    job = TrainingJob("x", str(tmp_path), str(folder / "examples.parquet"), "x", RECIPE, "x")
+    with pytest.raises(InputError, match="not a Hugging Face model folder"):
+        run_training(job, make_trainer())
+
+
+def test_the_rate_rises_to_the_peak_and_falls_to_zero() -> None:
+    recipe = RECIPE.model_copy(update={"warmup_fraction": 0.2})
+    rates = [learning_rate(step, 10, recipe) for step in range(1, 12)]
+    assert rates[:3] == pytest.approx([PEAK / 3, 2 * PEAK / 3, PEAK])
+    assert rates[6] == pytest.approx(PEAK / 2)
+    assert all(later < earlier for earlier, later in pairwise(rates[2:]))
+    assert rates[10] == pytest.approx(0)
+    held = recipe.model_copy(update={"schedule": "constant"})
+    assert {learning_rate(step, 10, held) for step in range(3, 11)} == {PEAK}
+
+
+def test_a_step_done_again_has_one_line(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    job = TrainingJob("a", "", "", "", RECIPE, str(path), round=0)
+    other = TrainingJob("a", "", "", "", RECIPE, str(path), round=1)
+
+    def batch(step: int) -> StepBatch:
+        return StepBatch(step, [], tokens=3, examples=2, fill=0.5)
+
+    for writer, steps in ((job, [1, 2]), (other, [1])):
+        metrics = StepMetrics(writer, 4)
+        for step in steps:
+            metrics.append(batch(step), 1.0, 0.1, 2.0, 0.3)
+    with path.open("a") as file:
+        file.write('{"kind": "train_st')
+    metrics = StepMetrics(job, 4)
+    for step in (2, 3):
+        metrics.append(batch(step), 1.0, 0.1, 2.0, 0.3)
+    assert [(r["round"], r["step"]) for r in read_metrics(path)] == [(0, 1), (0, 2), (1, 1), (0, 3)]
