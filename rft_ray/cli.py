@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rft_ray.config import load_config
+    from rft_ray.config_file import load_config
 
     config = load_config(args.config, args.overrides)
     from rft_ray import offline

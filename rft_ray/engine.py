@@ -139,12 +139,11 @@ def _recompute_buffers(model: PreTrainedModel) -> None:
             model._init_weights(module)
 
 
-def report_checkpoint(engine: DeepSpeedEngine, output_dir: str, step: int) -> None:
-    """Save a resumable state into shared storage and make it Ray Train's latest.
+def report_checkpoint(engine: DeepSpeedEngine, folder: str, step: int) -> None:
+    """Save a resumable state into a folder of Ray Train's storage and make it the latest.
 
     A state cut short is never read: Ray Train records the folder after all ranks have reported.
     """
-    folder = f"{output_dir}.train/run/step-{step:06d}"
     if engine.global_rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)

@@ -91,7 +91,7 @@ def score_checkpoint(
         advance(len(groups))
     else:
         sampled = asyncio.run(_sample_all(problems, plan, advance))
-        groups = [verifier.verify_group(group) for group in sampled]
+        groups = verifier.verify_groups(sampled)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_groups(path, groups)
     return Score(

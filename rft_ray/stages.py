@@ -90,8 +90,7 @@ class VerifyGroups:
         self.verifier = Verifier(config)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        groups = [self.verifier.verify_group(group) for group in table_to_groups(table)]
-        return groups_to_table(groups)
+        return groups_to_table(self.verifier.verify_groups(table_to_groups(table)))
 
 
 def verify_groups(groups: Dataset, config: VerifierConfig) -> Dataset:

@@ -111,7 +111,7 @@ def _fit(job: TrainingJob, trainer: TrainerConfig, output_dir: str) -> str | Non
             num_workers=trainer.num_workers, use_gpu=on_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name="run",
+            name=_run_name(trainer),
             storage_path=f"{output_dir}.train",
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
@@ -119,6 +119,11 @@ def _fit(job: TrainingJob, trainer: TrainerConfig, output_dir: str) -> str | Non
         ),
     ).fit()
     return result.return_value
+
+
+def _run_name(trainer: TrainerConfig) -> str:
+    """A checkpoint fits only the sharding that wrote it: under another one, steps are redone."""
+    return f"zero{trainer.zero_stage}-{trainer.dtype}-{trainer.num_workers}-ranks"
 
 
 def train_loop(config: dict[str, Any]) -> str | None:
@@ -159,7 +164,8 @@ def train_loop(config: dict[str, Any]) -> str | None:
             folder = f"{output_dir}.steps/step-{step:06d}"
             export_model(engine, job.model, folder, probes, step)
         if step < plan.num_steps and _is_due(step, trainer.checkpoint_every):
-            report_checkpoint(engine, output_dir, step)
+            folder = f"{output_dir}.train/{_run_name(trainer)}/step-{step:06d}"
+            report_checkpoint(engine, folder, step)
     return None
 
 

@@ -1,8 +1,17 @@
-"""Fixtures shared by all tests: one real Ray session for the whole run."""
+"""Fixtures shared by all tests: one real Ray session, and in it one pair of real samplers.
 
-from collections.abc import Iterator
+The samplers serve the two tiny Llama models that ship with the quickstart, one with tied and one
+with untied embeddings; engines start once for all tests that use them.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+BASES = Path(__file__).parents[1] / "configs" / "quickstart_base"
+RUN_ID = "tests"
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +22,54 @@ def ray_session() -> Iterator[None]:
     start_ray()
     yield
     stop_ray()
+
+
+@pytest.fixture(scope="session")
+def samplers(ray_session: None) -> Iterator[dict[str, object]]:
+    """Serve handles of two running samplers, by name of the base: `tied`, `untied`."""
+    from rft_ray.config import SamplerConfig
+    from rft_ray.sampler import deployed_samplers
+
+    config = SamplerConfig(
+        vllm={"dtype": "float32", "max_model_len": 192, "max_num_seqs": 64, "enforce_eager": True},
+        env={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    )
+    models = {name: (str(BASES / name), config) for name in ("tied", "untied")}
+    with deployed_samplers(models, RUN_ID, tolerance=1e-3) as handles:
+        yield handles
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """Writes a checkpoint of a base with perturbed weights and the log-probabilities to match.
+
+    The probe is computed by transformers in float32: what a sampler has to agree with.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def write(base: str, seed: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"{base}-{seed}-")
+        model = AutoModelForCausalLM.from_pretrained(BASES / base, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in model.parameters():
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.add_(0.3 * weight.std().nan_to_num() * noise)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(BASES / base).save_pretrained(folder)
+        ids = [
+            torch.randint(3, model.config.vocab_size, (length,), generator=generator).tolist()
+            for length in (2, 17, 64)
+        ]
+        probe = {"token_ids": ids, "logprobs": [hf_logprobs(model, own) for own in ids], "step": 1}
+        (folder / "probe.json").write_text(json.dumps(probe))
+        return folder
+
+    def hf_logprobs(model: torch.nn.Module, ids: list[int]) -> list[float]:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, :-1].double()
+        own = torch.tensor(ids[1:])
+        return logits.log_softmax(-1)[torch.arange(len(own)), own].tolist()
+
+    return write

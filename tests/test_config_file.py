@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rft_ray.config import RunConfig, dump_config, load_config
+from rft_ray.config import RunConfig
+from rft_ray.config_file import dump_config, load_config
 from rft_ray.errors import InputError
 
 BASE = """\

@@ -1,0 +1,89 @@
+"""Opening, locking and continuing a run directory. Run: pytest tests/test_run_dir.py"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rft_ray.config import RunConfig
+from rft_ray.errors import InputError
+from rft_ray.run_dir import open_run_dir, read_metrics
+
+
+def make_config(path: Path, **changes: object) -> RunConfig:
+    """The smallest valid config."""
+    problems = {"format": "word_problems", "count": 2}
+    return RunConfig.model_validate(
+        {
+            "run_dir": str(path),
+            "problems": {"train": problems, "heldout": {**problems, "split": "heldout"}},
+            "policies": [{"name": "a", "model": "m"}],
+            "target": {"model": "m"},
+            **changes,
+        }
+    )
+
+
+def test_a_run_directory_is_continued_by_the_same_config(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    with open_run_dir(config) as run:
+        run.log("phase", phase="x", seconds=1.0)
+    with open_run_dir(config) as run:
+        run.log("phase", phase="y", seconds=2.0)
+        assert [row["phase"] for row in read_metrics(run.metrics)] == ["x", "y"]
+    assert json.loads((tmp_path / "run/versions.json").read_text())["ray"]
+
+
+def test_another_recipe_is_refused_and_names_the_key(tmp_path: Path) -> None:
+    with open_run_dir(make_config(tmp_path / "run")):
+        pass
+    with (
+        pytest.raises(InputError, match=r"another target\.rft\.learning_rate"),
+        open_run_dir(make_config(tmp_path / "run", rft={"learning_rate": 1.0})),
+    ):
+        pass
+
+
+def test_where_work_runs_may_change(tmp_path: Path) -> None:
+    with open_run_dir(make_config(tmp_path / "run")):
+        pass
+    elsewhere = make_config(tmp_path / "run", trainer={"num_workers": 4}, sampler={"env": {"A": "b"}})
+    with open_run_dir(elsewhere):
+        pass
+
+
+def test_two_drivers_never_share_a_run_directory(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    with (
+        open_run_dir(config),
+        pytest.raises(InputError, match="in use by another process"),
+        open_run_dir(config),
+    ):
+        pass
+
+
+def test_a_relative_path_is_refused_inside_a_cluster_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(InputError, match="absolute path"), open_run_dir(make_config(Path("runs/a"))):
+        pass
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_line_cut_short_by_a_kill_spoils_no_other(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    with open_run_dir(config) as run:
+        run.log("phase", phase="x", seconds=1.0)
+        with run.metrics.open("a") as file:
+            file.write('{"kind": "pha')
+    with open_run_dir(config) as run:
+        run.log("phase", phase="y", seconds=2.0)
+        assert [row["phase"] for row in read_metrics(run.metrics)] == ["x", "y"]
+
+
+def test_an_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"), open_run_dir(make_config(tmp_path / "file/run")):
+        pass

@@ -1,0 +1,108 @@
+"""The stream on real engines: files first, nothing twice, the same as asking one by one.
+
+Run: pytest tests/test_stages.py
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rft_ray.config import SelectionConfig, VerifierConfig
+from rft_ray.records import read_groups
+from rft_ray.sampling import Policy, SamplingPlan, Weights
+from rft_ray.types import Group, Problem
+from rft_ray.word_problems import generate_word_problems
+from tests.conftest import BASES, RUN_ID
+
+pytestmark = pytest.mark.engine
+TEMPLATE = "Question: {prompt}\nAnswer:\n"
+
+
+def make_plan() -> SamplingPlan:
+    """Three rollouts from each of the two base models."""
+    from rft_ray.sampler import application_name
+
+    sampling = {"n": 3, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 16}
+    policies = [
+        Policy(
+            name=name,
+            application=application_name(RUN_ID, name),
+            weights=Weights(str(BASES / name), 0),
+            sampling=sampling,
+            max_model_len=192,
+            max_in_flight=8,
+        )
+        for name in ("tied", "untied")
+    ]
+    return SamplingPlan(policies, TEMPLATE, seed=0, round=0)
+
+
+def run_stream(problems: list[Problem], folder: Path) -> tuple[list[Any], dict[str, Group]]:
+    """Sample, verify, select and write; the statistics and the groups by problem."""
+    from rft_ray.stages import sample_groups, select_groups, verify_groups, write_groups
+
+    groups = sample_groups(problems, make_plan(), str(folder / "sampled"))
+    verified = verify_groups(groups, VerifierConfig())
+    selected = select_groups(verified, SelectionConfig())
+    statistics = list(write_groups(selected, str(folder / "selected")))
+    return statistics, {g.problem.id: g for g in read_groups(str(folder / "selected"))}
+
+
+def test_a_stream_that_lost_files_samples_only_what_is_missing_and_gives_the_same(
+    samplers: dict[str, Any], tmp_path: Path
+) -> None:
+    problems = generate_word_problems(10, seed=0, split="train")
+    # longer than any context: it is counted, not sampled, and stops nothing
+    problems.append(replace(problems[0], id="long", prompt="many pens and " * 200))
+    statistics, first = run_stream(problems, tmp_path)
+    assert len(statistics) == len(first) == 11
+    assert first["long"].rollouts == []
+    for problem in problems[:10]:
+        rollouts = first[problem.id].rollouts
+        assert first[problem.id].problem == problem
+        assert [(r.policy, r.sample) for r in rollouts] == [
+            (name, sample) for name in ("tied", "untied") for sample in range(3)
+        ]
+        assert all(r.verdict is not None and r.selected is not None for r in rollouts)
+
+    files = sorted((tmp_path / "sampled").glob("*.parquet"))
+    times = {path: path.stat().st_mtime_ns for path in files[1:]}
+    files[0].unlink()
+    (tmp_path / "sampled" / "half-written.partial").write_text("PAR1 and then the power went")
+    _, second = run_stream(problems, tmp_path)
+    assert second == first
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_prompts_are_the_same_tokens_in_sampling_and_in_training(
+    samplers: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    from rft_ray.prompts import encode_prompt, make_example
+
+    tokenizer = AutoTokenizer.from_pretrained(BASES / "tied")
+    (problem,) = generate_word_problems(1, seed=1, split="train")
+    _, groups = run_stream([problem], tmp_path)
+    prompt_ids = encode_prompt(problem, tokenizer, TEMPLATE)
+    for rollout in groups[problem.id].rollouts[:3]:
+        example = make_example(problem, rollout.completion, tokenizer, TEMPLATE)
+        assert example.input_ids[: len(prompt_ids)] == prompt_ids
+        assert example.loss_mask.index(1) == len(prompt_ids)
+        # asked again with exactly those ids, the engine draws exactly that rollout
+        asked = samplers["tied"].sample.remote(
+            example.input_ids[: len(prompt_ids)],
+            make_plan().policies[0].weights,
+            {**make_plan().policies[0].sampling, "n": 1},
+            request_seed_of(problem) + rollout.sample,
+        )
+        assert asked.result().token_ids.tolist() == rollout.token_ids
+
+
+def request_seed_of(problem: Problem) -> int:
+    """The seed of the tied policy's first rollout."""
+    from rft_ray.sampling import request_seed
+
+    return request_seed(0, 0, "tied", problem.id)

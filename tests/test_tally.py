@@ -1,0 +1,40 @@
+"""Counting rollouts over groups. Run: pytest tests/test_tally.py"""
+
+from rft_ray.selection import group_statistics, select_group
+from rft_ray.tally import POOLED, Tally
+from rft_ray.types import Group, Problem, Rollout
+
+
+def make_group(number: int, texts: dict[str, list[str]]) -> Group:
+    """A graded and selected group; a text that says 4 is right."""
+    rollouts = [
+        Rollout(policy=policy, completion=text, verdict="correct" if "4" in text else "wrong")
+        for policy, own in texts.items()
+        for text in own
+    ]
+    return select_group(Group(Problem(str(number), "2+2?", "4"), rollouts))
+
+
+def test_means_are_over_all_problems_and_pooled_paths_are_not_counted_twice() -> None:
+    tally = Tally()
+    shared = "<<2+2=4>>4\n#### 4"
+    tally.add(group_statistics(make_group(0, {"a": [shared, "no"], "b": [shared, "<<1+3=4>>4"]})))
+    tally.add(group_statistics(make_group(1, {"a": ["no"], "b": ["no"]})))
+    assert tally.per_problem("a", "correct") == 0.5
+    assert tally.per_problem("b", "distinct_paths") == 1.0
+    # a and b found the same first path, so pooling adds only b's second one
+    assert tally.per_problem(POOLED, "distinct_paths") == 1.0
+    assert (tally.num_problems, tally.num_solved, tally.selected) == (2, 1, 2)
+    assert tally.verdicts(POOLED)["wrong"] == 3
+    assert tally.names() == ["a", "b", POOLED]
+
+
+def test_a_policy_without_rollouts_found_the_problem_too_long() -> None:
+    tally = Tally()
+    tally.add(group_statistics(make_group(0, {"a": ["4"], "b": ["4"]})))
+    statistics = group_statistics(make_group(1, {"a": ["4"]}))
+    # a stream of Arrow rows fills what one group lacks with null
+    statistics["policies"]["b"] = None
+    tally.add(statistics)
+    assert tally.row("b")["too_long"] == 1
+    assert tally.row("a")["too_long"] == 0
