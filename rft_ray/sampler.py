@@ -11,6 +11,7 @@ Left out: autoscaling, LoRA, and detokenisation, which the stream does in batche
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,6 +177,9 @@ def deployed_samplers(
     Applications are named by run, so that a restarted driver removes what its predecessor left and
     runs sharing a cluster never touch each other's.
     """
+    for logger in ("ray.serve", "ray.llm"):
+        # Serve sets its loggers up when it is imported.
+        logging.getLogger(logger).setLevel(logging.ERROR)
     serve.start(http_options={"location": "NoServer"})
     _delete_applications(run_id)
     targets = [
