@@ -13,8 +13,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Sampler(LLMServer):
         self._tolerance = tolerance
         self._refreshing = asyncio.Lock()
         self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def sample(
         self, prompt_ids: list[int], weights: Weights, sampling: dict[str, Any], seed: int
@@ -61,11 +63,11 @@ class Sampler(LLMServer):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        await self._ensure(weights)
         params = SamplingParams(
             **sampling, seed=seed, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        final = await self._run(prompt_ids, params)
+        async with self._holding(weights):
+            final = await self._run(prompt_ids, params)
         return SampledTokens(
             token_ids=np.concatenate([np.asarray(o.token_ids, np.int32) for o in final.outputs]),
             lengths=np.asarray([len(o.token_ids) for o in final.outputs], np.int32),
@@ -75,8 +77,8 @@ class Sampler(LLMServer):
 
     async def score(self, token_ids: list[int], weights: Weights) -> list[float]:
         """Log-probability of each token but the first, given those before it."""
-        await self._ensure(weights)
-        return await self._score(token_ids)
+        async with self._holding(weights):
+            return await self._score(token_ids)
 
     async def refresh(self, weights: Weights) -> RefreshReport:
         """Serve these weights from here on; requests in flight finish with the old ones first."""
@@ -91,16 +93,35 @@ class Sampler(LLMServer):
     def _client(self) -> Any:
         return self.engine._engine_client
 
-    async def _ensure(self, weights: Weights) -> None:
-        if self._weights == weights and not self._refreshing.locked():
-            return
-        async with self._refreshing:
-            if self._weights != weights:
-                await self._refresh(weights)
+    @asynccontextmanager
+    async def _holding(self, weights: Weights) -> AsyncIterator[None]:
+        """The block runs with these weights from its first token to its last.
+
+        A refresh starts only when no block is running. The engine's own pause does not see to
+        that: a request that reaches it while it is paused would run on the new weights.
+        """
+        if self._weights != weights or self._refreshing.locked():
+            async with self._refreshing:
+                if self._weights != weights:
+                    await self._refresh(weights)
+                self._start_block()
+        else:
+            self._start_block()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
+
+    def _start_block(self) -> None:
+        self._in_flight += 1
+        self._idle.clear()
 
     async def _refresh(self, weights: Weights) -> RefreshReport:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
+        await self._idle.wait()
         started = time.perf_counter()
         client = self._client
         # Until the parity check has passed the replica holds no weights anybody may sample from:

@@ -3,6 +3,7 @@
 Run: pytest tests/test_stages.py
 """
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def run_stream(problems: list[Problem], folder: Path) -> tuple[list[Any], dict[s
     """Sample, verify, select and write; the statistics and the groups by problem."""
     from rft_ray.stages import sample_groups, select_groups, verify_groups, write_groups
 
+    # a round begins its selection afresh; only what was sampled is kept
+    shutil.rmtree(folder / "selected", ignore_errors=True)
     groups = sample_groups(problems, make_plan(), str(folder / "sampled"))
     verified = verify_groups(groups, VerifierConfig())
     selected = select_groups(verified, SelectionConfig())

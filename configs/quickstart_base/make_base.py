@@ -3,10 +3,11 @@
     nice -n 10 python configs/quickstart_base/make_base.py tied     # or: untied
 
 A base has read about the domain but never a solved problem, like a language model before
-fine-tuning: single calculations, one-step statements, and questions without answers. All text is of
-the split "pretraining", so no number combination of the train, validation and heldout problems
-occurs in it. Everything is seeded; the same machine writes the same weights. About ten minutes a
-model on one core. The shape and the number of steps were chosen with SFT on the validation split.
+fine-tuning: single calculations, running stories with one calculation a sentence, and questions
+without answers. The questions are of the split "pretraining", so none of the train, validation and
+heldout problems occurs. Everything is seeded. 2,000 steps of 2,048 tokens took about 20 minutes a
+model on a busy 2-core machine (19 for untied), one thread each. Single calculations come out right
+in about 98 % (tied) and 93 % (untied) of + - *, and in about half of the divisions.
 """
 
 import argparse
