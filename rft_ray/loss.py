@@ -10,8 +10,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from rft_ray.packing import PackedBatch
 
 
 def token_weights(
@@ -53,3 +55,19 @@ def weighted_nll(logits: Tensor, token_ids: Tensor, weights: Tensor, positions: 
     nll = functional.cross_entropy(wide.flatten(0, 1), labels.flatten(), reduction="none")
     # An empty row has weight 0 everywhere; its gradient is zeros rather than absent.
     return (nll * weights[:, positions + 1].flatten().to(nll.dtype)).sum()
+
+
+def packed_loss(model: nn.Module, packed: PackedBatch, device: torch.device | str) -> Tensor:
+    """The share of the step's loss that a micro-batch of packed rows holds."""
+    token_ids = torch.from_numpy(packed.token_ids).to(device)
+    weights = torch.from_numpy(packed.weights).to(device)
+    positions = predicting_positions(weights)
+    # No attention mask: from position ids that restart, transformers itself builds the block-
+    # diagonal one (or variable-length flash attention), sliding windows included.
+    logits = model(
+        input_ids=token_ids,
+        position_ids=torch.from_numpy(packed.position_ids).to(device),
+        use_cache=False,
+        logits_to_keep=positions,
+    ).logits
+    return weighted_nll(logits, token_ids, weights, positions)

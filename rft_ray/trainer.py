@@ -25,10 +25,7 @@ from rft_ray.packing import ExampleColumns, PackedBatch, TrainingPlan, pack_batc
 from rft_ray.run_dir import read_metrics
 
 if TYPE_CHECKING:
-    import torch
     from deepspeed import DeepSpeedEngine
-    from torch import Tensor
-    from torch.nn import Module
 
 MAX_WORKER_FAILURES = 3
 
@@ -75,8 +72,8 @@ def run_training(job: TrainingJob, trainer: TrainerConfig) -> list[str]:
         failure = _fit(job, trainer, output_dir)
         if failure:
             raise FloatingPointError(f"training {job.name} stopped: {failure}")
-        # The export is complete: the checkpoints have nothing left to protect.
-        shutil.rmtree(f"{output_dir}.train", ignore_errors=True)
+    # The export is complete: the checkpoints have nothing left to protect.
+    shutil.rmtree(f"{output_dir}.train", ignore_errors=True)
     steps = sorted(Path(f"{output_dir}.steps").glob("step-" + "[0-9]" * 6))
     return [*map(str, steps), output_dir]
 
@@ -94,9 +91,11 @@ def _fit(job: TrainingJob, trainer: TrainerConfig, output_dir: str) -> str | Non
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    # Ray Train reads these two in the driver and hands them on to its controller and workers.
+    # Ray Train reads these in the driver and hands them on to its controller and workers. The last
+    # is how often it looks whether the workers are done or dead: two seconds unless told.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(trainer.start_timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(trainer.collective_timeout_s)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     on_gpu = trainer.gpus_per_worker > 0
     resources = {"CPU": trainer.cpus_per_worker}
     if on_gpu:
@@ -229,6 +228,8 @@ def train_step(
     import torch
     from torch import distributed
 
+    from rft_ray.loss import packed_loss
+
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
@@ -250,26 +251,6 @@ def train_step(
     grad_norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), limit)
     engine.step()
     return total.item(), grad_norm.item()
-
-
-def packed_loss(model: "Module", packed: PackedBatch, device: "torch.device") -> "Tensor":
-    """The share of the step's loss that a micro-batch of packed rows holds."""
-    import torch
-
-    from rft_ray.loss import predicting_positions, weighted_nll
-
-    token_ids = torch.from_numpy(packed.token_ids).to(device)
-    weights = torch.from_numpy(packed.weights).to(device)
-    positions = predicting_positions(weights)
-    # No attention mask: from position ids that restart, transformers itself builds the block-
-    # diagonal one (or variable-length flash attention), sliding windows included.
-    logits = model(
-        input_ids=token_ids,
-        position_ids=torch.from_numpy(packed.position_ids).to(device),
-        use_cache=False,
-        logits_to_keep=positions,
-    ).logits
-    return weighted_nll(logits, token_ids, weights, positions)
 
 
 class StepMetrics:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from rft_ray.config import RecipeConfig
-from rft_ray.loss import predicting_positions, token_weights, weighted_nll
+from rft_ray.loss import packed_loss, predicting_positions, token_weights, weighted_nll
 from rft_ray.packing import ExampleColumns, pack_batch, plan_steps
-from rft_ray.trainer import packed_loss, planned_batches
+from rft_ray.trainer import planned_batches
 from rft_ray.types import Example
 
 SHAPE = {

@@ -47,7 +47,8 @@ def test_another_recipe_is_refused_and_names_the_key(tmp_path: Path) -> None:
 def test_where_work_runs_may_change(tmp_path: Path) -> None:
     with open_run_dir(make_config(tmp_path / "run")):
         pass
-    elsewhere = make_config(tmp_path / "run", trainer={"num_workers": 4}, sampler={"env": {"A": "b"}})
+    moved = {"trainer": {"num_workers": 4}, "sampler": {"env": {"A": "b"}}}
+    elsewhere = make_config(tmp_path / "run", **moved)
     with open_run_dir(elsewhere):
         pass
 
@@ -67,7 +68,8 @@ def test_a_relative_path_is_refused_inside_a_cluster_job(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    with pytest.raises(InputError, match="absolute path"), open_run_dir(make_config(Path("runs/a"))):
+    config = make_config(Path("runs/a"))
+    with pytest.raises(InputError, match="absolute path"), open_run_dir(config):
         pass
     assert not (tmp_path / "runs").exists()
 
@@ -85,5 +87,6 @@ def test_a_line_cut_short_by_a_kill_spoils_no_other(tmp_path: Path) -> None:
 
 def test_an_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write"), open_run_dir(make_config(tmp_path / "file/run")):
+    config = make_config(tmp_path / "file/run")
+    with pytest.raises(InputError, match="cannot write"), open_run_dir(config):
         pass
