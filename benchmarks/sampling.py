@@ -2,8 +2,8 @@
 
     python benchmarks/sampling.py [--quick]
 
-Ours is the whole stage: problems -> Ray Data -> Serve handle -> vLLM -> text -> Parquet on disk. The
-rival is `vllm.LLM.generate` on the same prompts followed by the same batch decoding, nothing
+Ours is the whole stage: problems -> Ray Data -> Serve handle -> vLLM -> text -> Parquet on disk.
+The rival is `vllm.LLM.generate` on the same prompts followed by the same batch decoding, nothing
 written. Both use the same model, SamplingParams, engine arguments and core binding, take turns in
 processes of their own, and engine start-up is outside both times; the stream's own start-up is
 inside ours, and its share is printed. Info rows: memory of the driver and of the stage's actors at
@@ -107,7 +107,7 @@ def measure_ours(count: int, repeats: int) -> dict[str, Any]:
     from rft_ray.sampling import Policy, SamplingPlan, Weights
 
     start_ray()
-    config = SamplerConfig(vllm=ENGINE, env=ENV, max_ongoing_requests=64)
+    config = SamplerConfig(vllm=ENGINE, env=ENV)
     rates, waits, memory = [], [], {}
     with deployed_samplers({"tied": (str(MODEL), config)}, "bench", 1e-3):
         policy = Policy(
@@ -116,7 +116,7 @@ def measure_ours(count: int, repeats: int) -> dict[str, Any]:
             weights=Weights(str(MODEL), 0),
             sampling=SAMPLING,
             max_model_len=ENGINE["max_model_len"],
-            max_in_flight=64,
+            max_rollouts_in_flight=512,
         )
         plan = SamplingPlan([policy], TEMPLATE, seed=0, round=0)
         for repeat in range(repeats + 1):

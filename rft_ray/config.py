@@ -99,8 +99,9 @@ class SamplerConfig(Section):
     """0 runs vLLM on the CPU; otherwise it must equal tensor_parallel_size."""
     cpus_per_replica: Annotated[float, Field(gt=0.0)] = 1.0
     """Logical CPUs that Ray reserves for the replica."""
-    max_ongoing_requests: Count = 64
-    """Requests a replica takes at a time: the back-pressure of the stream."""
+    max_rollouts_in_flight: Count = 512
+    """Rollouts asked of a replica at a time: the back-pressure of the stream. Twice vLLM's
+    max_num_seqs keeps the engine full."""
     vllm: dict[str, Any] = {}
     """Engine arguments handed to vLLM as they are (dtype, max_model_len, ...)."""
     env: dict[str, str] = {}

@@ -214,11 +214,13 @@ def score(
     policy = samplers.policy(model, weights, {})
     plan = greedy_plan(policy, config.evaluation.max_tokens, config.prompt_template)
     final_answer_only = config.verifier.model_copy(update={"check_calculations": False})
-    path = study.round.scored(f"{model}-{stage}", weights.version, problem_set)
-    refresh(study, samplers, model, weights)
+    label = f"evaluate {model} {stage}, step {weights.version}, {problem_set}"
+    path = study.round.scored(weights.path, problem_set)
+    if not path.exists():
+        refresh(study, samplers, model, weights)
     with (
         study.run.timed("evaluate", model=model, stage=stage, problem_set=problem_set),
-        progress(f"evaluate {model} {stage}", len(problems), "problem") as advance,
+        progress(label, len(problems), "problem") as advance,
         Verifier(final_answer_only) as verifier,
     ):
         result = score_checkpoint(problems, plan, verifier, path, advance)

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,9 +93,14 @@ class RoundDir:
         """The rows of the result table."""
         return self.path / "evaluation.json"
 
-    def scored(self, model: str, step: int, problem_set: str) -> Path:
-        """Groups of greedy completions of one checkpoint on one set of problems."""
-        return self.path / "scored" / f"{model}-step-{step:06d}-{problem_set}.parquet"
+    def scored(self, checkpoint: str, problem_set: str) -> Path:
+        """Groups of greedy completions of one checkpoint on one set of problems.
+
+        Named after the checkpoint, so models that share one are scored once.
+        """
+        place = os.path.relpath(checkpoint, self.path.parent)
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", place).strip(".-")
+        return self.path / "scored" / f"{name}-{problem_set}.parquet"
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from ray import serve
+from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.utils.broadcast import broadcast
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
@@ -42,6 +43,14 @@ class RefreshReport:
     seconds: float
     num_bytes: int
     parity_max_abs_diff: float | None
+
+
+class NothingToDownload(CallbackBase):
+    """Spares each replica a second process that imports vLLM to fetch a model: ours are folders."""
+
+    async def on_before_node_init(self) -> None:
+        """Called by Ray before it would fetch the model's files to the node."""
+        self.ctx.run_init_node = False
 
 
 class Sampler(LLMServer):
@@ -245,10 +254,12 @@ def _build(
         },
         deployment_config={
             "num_replicas": config.num_replicas,
-            "max_ongoing_requests": config.max_ongoing_requests,
+            # A request asks for one rollout or more.
+            "max_ongoing_requests": config.max_rollouts_in_flight,
             "ray_actor_options": {"num_cpus": 0},
         },
         runtime_env={"env_vars": {"VLLM_LOGGING_LEVEL": "INFO", **config.env}},
+        callback_config={"callback_class": "rft_ray.sampler.NothingToDownload"},
         log_engine_metrics=False,
     )
     return build_llm_deployment(

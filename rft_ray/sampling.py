@@ -58,8 +58,8 @@ class Policy:
     """vLLM sampling parameters; `n` rollouts per problem."""
     max_model_len: int
     """Longest prompt plus completion in tokens; a problem beyond it gets no rollouts."""
-    max_in_flight: int
-    """Requests that its replicas take at a time."""
+    max_rollouts_in_flight: int
+    """Rollouts that its replicas take at a time, together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class SamplingPlan:
 
     @property
     def max_in_flight(self) -> int:
-        """Problems that can be asked about at a time without a queue at any sampler."""
-        return min(policy.max_in_flight for policy in self.policies)
+        """Problems asked about at a time: no sampler gets more rollouts to do than it takes."""
+        return min(max(1, p.max_rollouts_in_flight // p.sampling["n"]) for p in self.policies)
 
 
 def sampling_params(config: SamplingConfig) -> dict[str, Any]:

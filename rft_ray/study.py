@@ -49,7 +49,7 @@ class Samplers:
     serving: dict[str, str]
     application: dict[str, str]
     max_model_len: dict[str, int]
-    max_in_flight: dict[str, int]
+    max_rollouts_in_flight: dict[str, int]
 
     def policy(self, name: str, weights: Weights, sampling: dict[str, Any]) -> Policy:
         """A model as the sampling stage addresses it."""
@@ -60,7 +60,7 @@ class Samplers:
             weights=weights,
             sampling=sampling,
             max_model_len=self.max_model_len[sampler],
-            max_in_flight=self.max_in_flight[sampler],
+            max_rollouts_in_flight=self.max_rollouts_in_flight[sampler],
         )
 
 
@@ -191,8 +191,8 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
             serving=serving,
             application={name: application_name(run_id, name) for name in models},
             max_model_len={n: h.max_model_len.remote().result() for n, h in handles.items()},
-            max_in_flight={
-                name: sampler.max_ongoing_requests * sampler.num_replicas
+            max_rollouts_in_flight={
+                name: sampler.max_rollouts_in_flight * sampler.num_replicas
                 for name, (_, sampler) in models.items()
             },
         )

@@ -33,7 +33,7 @@ def make_plan() -> SamplingPlan:
             weights=Weights(str(BASES / name), 0),
             sampling=sampling,
             max_model_len=192,
-            max_in_flight=8,
+            max_rollouts_in_flight=24,
         )
         for name in ("tied", "untied")
     ]
