@@ -29,7 +29,7 @@ ENGINE = {
     "max_model_len": 256,
     "max_num_seqs": 256,
     "enforce_eager": True,
-    "enable_prefix_caching": True,
+    "enable_chunked_prefill": False,
 }
 ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
 SAMPLING = {"n": 16, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 128}

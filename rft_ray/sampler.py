@@ -30,6 +30,10 @@ from rft_ray.config import SamplerConfig
 from rft_ray.sampling import SampledTokens, SamplerUnavailableError, Weights
 
 PROBE_FILE = "probe.json"
+# On CPUs vLLM 0.29 dies where it splits the prompt of a seeded request over two steps: it takes a
+# draw back from the random generator, which torch's CPU generator cannot do. Nothing is compiled,
+# since that costs more than a short run gains.
+CPU_ENGINE = {"enable_chunked_prefill": False, "enforce_eager": True}
 
 
 class ParityError(RuntimeError):
@@ -248,6 +252,7 @@ def _build(
         accelerator_config={"kind": "gpu" if on_gpu else "cpu"},
         placement_group_config={"bundles": [bundle] * config.tensor_parallel_size},
         engine_kwargs={
+            **({} if on_gpu else CPU_ENGINE),
             **config.vllm,
             "tensor_parallel_size": config.tensor_parallel_size,
             "weight_transfer_config": {"backend": "rft_checkpoint"},

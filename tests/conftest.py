@@ -31,7 +31,7 @@ def samplers(ray_session: None) -> Iterator[dict[str, object]]:
     from rft_ray.sampler import deployed_samplers
 
     config = SamplerConfig(
-        vllm={"dtype": "float32", "max_model_len": 192, "max_num_seqs": 64, "enforce_eager": True},
+        vllm={"dtype": "float32", "max_model_len": 192, "max_num_seqs": 64},
         env={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
     )
     models = {name: (str(BASES / name), config) for name in ("tied", "untied")}

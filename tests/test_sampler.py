@@ -121,6 +121,19 @@ def test_a_seed_fixes_the_samples_and_eos_closes_exactly_the_stopped_ones(
         assert eos not in completion[:-1]
 
 
+def test_many_seeded_requests_at_once_outlast_the_engines_token_budget(
+    samplers: dict[str, Any],
+) -> None:
+    # more prompt tokens than one step takes: a prompt cut in two killed the engine on CPUs
+    sampling = {"n": 8, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 4}
+    prompts = [[seed % 200 + 5] + PROMPT * 20 for seed in range(60)]
+    responses = [
+        samplers["tied"].sample.remote(prompt, base_weights("tied"), sampling, seed)
+        for seed, prompt in enumerate(prompts)
+    ]
+    assert sum(len(response.result().lengths) for response in responses) == 480
+
+
 def test_greedy_completions_are_those_of_transformers(samplers: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM
