@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rft_ray.config import RecipeConfig, RunConfig, SamplerConfig
 from rft_ray.console import follow_training, say
+from rft_ray.packing import planned_steps
 from rft_ray.problems import load_problems
 from rft_ray.prompts import group_examples, write_examples
 from rft_ray.run_dir import RoundDir, RunDir, open_run_dir
@@ -153,11 +154,6 @@ def write_training_set(study: Study, groups: Iterable[Group], job: "TrainingJob"
     Path(job.examples).parent.mkdir(parents=True, exist_ok=True)
     write_examples(job.examples, examples)
     return len(examples)
-
-
-def planned_steps(recipe: RecipeConfig, num_examples: int) -> int:
-    """Optimiser steps that a recipe takes over so many examples."""
-    return recipe.steps or max(1, round(recipe.epochs * num_examples / recipe.batch_size))
 
 
 def exported_step(checkpoint: Path) -> int:
