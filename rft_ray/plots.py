@@ -19,7 +19,7 @@ UNPRINTABLE = re.compile(
 )
 WIDTH, HEIGHT = 520, 270
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 42
-LABEL_WIDTH, PLOT_WIDTH, VALUE_WIDTH, ROW_HEIGHT = 310, 500, 70, 30
+LABEL_WIDTH, PLOT_WIDTH, VALUE_WIDTH, ROW_HEIGHT = 400, 420, 70, 30
 
 Line = dict[str, Any]
 Series = dict[str, list[tuple[float, float]]]
