@@ -74,7 +74,8 @@ def export_model(
 
 def _copy_other_files(source: str, folder: str) -> None:
     for file in Path(source).iterdir():
-        if file.is_file() and not file.name.endswith((*WEIGHT_SUFFIXES, *WRITTEN_HERE)):
+        is_written_here = file.name in WRITTEN_HERE or file.name.endswith(WEIGHT_SUFFIXES)
+        if file.is_file() and not is_written_here:
             shutil.copyfile(file, Path(folder, file.name))
 
 

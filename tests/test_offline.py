@@ -110,7 +110,12 @@ def test_verdicts_and_selection_are_the_oracles(
         accepted = []
         for rollout in group.rollouts:
             expected = oracle_verdict(group.problem, rollout.completion)
-            assert (rollout.verdict == "correct") == (expected == "correct"), rollout
+            # Never "correct" where the paper's rule is not; the other way only where there are
+            # several final answers, of which the paper reads the first and ours none.
+            if rollout.verdict == "correct":
+                assert expected == "correct", rollout
+            elif expected == "correct":
+                assert rollout.completion.count("####") > 1, rollout
             if rollout.verdict == "correct" and rollout.finish_reason == "stop":
                 accepted.append(rollout)
         chosen = {id(accepted[i]) for i in oracle_select([r.completion for r in accepted])}
