@@ -162,9 +162,9 @@ def _line_of(tree: yaml.Node, location: list[int | str]) -> tuple[int | None, in
 def _fields_at(model: type[BaseModel], location: list[int | str]) -> dict[str, Any]:
     """The field names that are valid at a key path."""
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
+        if part not in model.model_fields:
+            continue  # the index of a list's item, or a name the user gave
+        annotation = model.model_fields[str(part)].annotation
         inner = [annotation, *getattr(annotation, "__args__", ())]
         model = next(t for t in inner if isinstance(t, type) and issubclass(t, BaseModel))
     return dict(model.model_fields)

@@ -2,18 +2,22 @@
 
 The prompt is tokenised on its own, here for training and for sampling alike, and the completion's
 ids are put behind it: so the ids a policy was conditioned on are the ids the target is trained on,
-whatever the tokeniser would merge across the border. Chat templates are left out: the template is
-text with `{prompt}` in it. Also reads and writes examples as Parquet.
+whatever the tokeniser would merge across the border. A `Prompt` is a template with its solved
+examples filled in; it is a plain record that travels to the stream's actors. Also reads and writes
+examples as Parquet.
 """
 
 import os
 from collections.abc import Iterable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rft_ray.config import PromptConfig
+from rft_ray.errors import InputError
 from rft_ray.packing import ExampleColumns
 from rft_ray.types import Example, Group, Problem
 
@@ -24,29 +28,103 @@ EXAMPLE_SCHEMA = pa.schema(
         ("weight", pa.float32()),
     ]
 )
+# Yuan et al. 2023 train and sample with the instruction prompt of Taori et al. 2023, no input.
+ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n{prompt}\n\n### Response:"
+)
+BETWEEN_SHOTS = "\n\n"
 
 
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokeniser that is used here; spares the import of transformers."""
 
     eos_token_id: int | None
+    chat_template: str | None
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
-
-def render_prompt(problem: Problem, template: str) -> str:
-    """The text a policy is asked to continue; braces other than `{prompt}` are plain text."""
-    return template.replace("{prompt}", problem.prompt)
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
 
 
-def encode_prompt(problem: Problem, tokenizer: Tokenizer, template: str) -> list[int]:
-    """Token ids of the rendered prompt, with the tokeniser's own special tokens (Llama's BOS)."""
-    ids = tokenizer.encode(render_prompt(problem, template), add_special_tokens=True)
-    # Some tokenisers (T5, some BERT-like ones) also close a text with EOS: a prompt goes on.
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """How a model is asked about a problem: a template, a system message and solved examples."""
+
+    template: str
+    system: str | None = None
+    shots: tuple[tuple[str, str], ...] = ()
+    """(prompt, solution) of the problems that are shown solved, in order."""
+
+    @property
+    def text_template(self) -> str:
+        """The template as text with `{prompt}` in it; not of use for a chat."""
+        return ALPACA if self.template == "alpaca" else self.template
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """What ends a few-shot completion: the beginning of a further question.
+
+        A base model that was shown solved examples goes on to make up more of them.
+        """
+        opening = self.text_template.partition("{prompt}")[0].rstrip()
+        if not self.shots or self.template == "chat" or not opening:
+            return ()
+        return (BETWEEN_SHOTS + opening,)
+
+    def render(self, problem: Problem) -> str:
+        """The text a model is asked to continue; braces other than `{prompt}` are plain text."""
+        template = self.text_template
+        solved = [template.replace("{prompt}", q) + a for q, a in self._shots_for(problem)]
+        return BETWEEN_SHOTS.join([*solved, template.replace("{prompt}", problem.prompt)])
+
+    def messages(self, problem: Problem) -> list[dict[str, str]]:
+        """The same as a chat, the solved examples as earlier turns."""
+        chat = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for question, solution in self._shots_for(problem):
+            chat.append({"role": "user", "content": question})
+            chat.append({"role": "assistant", "content": solution})
+        return [*chat, {"role": "user", "content": problem.prompt}]
+
+    def _shots_for(self, problem: Problem) -> list[tuple[str, str]]:
+        """The examples without the problem itself, which is one of them while it is trained on."""
+        return [shot for shot in self.shots if shot[0] != problem.prompt]
+
+    def encode(self, problem: Problem, tokenizer: Tokenizer) -> list[int]:
+        """Token ids of the prompt, with the tokeniser's own special tokens (Llama's BOS)."""
+        if self.template == "chat":
+            return _encode_chat(self.messages(problem), tokenizer)
+        ids = tokenizer.encode(self.render(problem), add_special_tokens=True)
+        # Some tokenisers (T5, some BERT-like ones) also close a text with EOS: a prompt goes on.
+        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
-def make_example(problem: Problem, completion: str, tokenizer: Tokenizer, template: str) -> Example:
+def _encode_chat(messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
+    if not tokenizer.chat_template:
+        raise InputError("prompt.template is chat, but the model's tokenizer has no chat template")
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # The template writes the special tokens itself.
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def make_prompt(config: PromptConfig, solved: Iterable[Problem]) -> Prompt:
+    """The prompt of a config, its examples taken from the front of `solved`.
+
+    Raises InputError where fewer problems than `shots` have a gold solution.
+    """
+    pairs = [(p.prompt, p.solution) for p in solved if p.solution is not None][: config.shots]
+    if len(pairs) < config.shots:
+        raise InputError(
+            f"prompt.shots is {config.shots}, but only {len(pairs)} training problems have a "
+            "gold solution"
+        )
+    return Prompt(config.template, config.system, tuple(pairs))
+
+
+def make_example(
+    problem: Problem, completion: str, tokenizer: Tokenizer, prompt: Prompt
+) -> Example:
     """Prompt, completion and EOS, with loss on the completion and the EOS only.
 
     The completion gets no special tokens. Raises ValueError where the tokeniser has no EOS: a
@@ -54,7 +132,7 @@ def make_example(problem: Problem, completion: str, tokenizer: Tokenizer, templa
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so no example can end")
-    prompt_ids = encode_prompt(problem, tokenizer, template)
+    prompt_ids = prompt.encode(problem, tokenizer)
     learned_ids = tokenizer.encode(completion, add_special_tokens=False)
     learned_ids = [*learned_ids, tokenizer.eos_token_id]
     return Example(
@@ -63,31 +141,24 @@ def make_example(problem: Problem, completion: str, tokenizer: Tokenizer, templa
     )
 
 
-def gold_examples(
-    problems: Iterable[Problem], tokenizer: Tokenizer, template: str, max_length: int
-) -> tuple[list[Example], int]:
-    """Examples of the gold solutions, and how many were dropped as longer than max_length."""
-    groups = (Group(problem) for problem in problems)
-    return group_examples(groups, tokenizer, template, max_length)
-
-
 def group_examples(
-    groups: Iterable[Group], tokenizer: Tokenizer, template: str, max_length: int
+    groups: Iterable[Group], tokenizer: Tokenizer, prompt: Prompt, max_length: int
 ) -> tuple[list[Example], int]:
     """Per group the gold solution, where there is one, then the selected rollouts, in order.
 
     The second value counts the examples dropped as longer than max_length.
     """
     examples = [
-        make_example(group.problem, completion, tokenizer, template)
+        make_example(group.problem, completion, tokenizer, prompt)
         for group in groups
-        for completion in _completions_to_learn(group)
+        for completion in completions_to_learn(group)
     ]
     kept = [example for example in examples if len(example.input_ids) <= max_length]
     return kept, len(examples) - len(kept)
 
 
-def _completions_to_learn(group: Group) -> list[str]:
+def completions_to_learn(group: Group) -> list[str]:
+    """What a model is trained to say to a problem: the gold solution first, then the selected."""
     gold = [] if group.problem.solution is None else [group.problem.solution]
     return gold + [rollout.completion for rollout in group.selected]
 

@@ -1,0 +1,346 @@
+"""The sections of a config, in the order of the data flow; `config.py` composes them.
+
+Each section is frozen, refuses unknown keys and documents every field. Engine settings that belong
+to vLLM or DeepSpeed go through one dict named after their owner, unchecked and unrenamed, so that
+their own documentation stays valid. Checks here look at one section only.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+StartFrom = Literal["base", "sft", "current"]
+WORD_PROBLEM_SPLITS = ("train", "validation", "heldout")
+
+
+class Section(BaseModel):
+    """A frozen part of the config that rejects unknown keys and documents each field."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class ProblemSetConfig(Section):
+    """Where a set of problems comes from."""
+
+    format: Literal[
+        "gsm8k", "gsm8k_screl", "math", "svamp", "jsonl", "parquet", "huggingface", "word_problems"
+    ] = "gsm8k"
+    """gsm8k, gsm8k_screl, math, svamp: the published files; jsonl, parquet, huggingface: named
+    columns; word_problems: generated."""
+    path: str | None = None
+    """File or folder to read; for huggingface a dataset's hub name or folder."""
+    subset: str | None = None
+    """Configuration of a dataset that has several (huggingface)."""
+    split: str = "train"
+    """Split of the dataset (huggingface), or which of the disjoint sets to generate: train,
+    validation, heldout (word_problems)."""
+    count: Count | None = None
+    """Problems to take from the front, or to generate; none: all there are."""
+    seed: int = 0
+    """Seed of the generator (word_problems)."""
+    id_column: str = "id"
+    """Column of the problem id (jsonl, parquet, huggingface); where a row has none, its number is
+    the id."""
+    prompt_column: str = "prompt"
+    """Column of the question."""
+    answer_column: str = "answer"
+    """Column of the answer."""
+    solution_column: str = "solution"
+    """Column of the gold solution; it may be missing."""
+    skip_bad: bool = False
+    """Count and skip malformed rows instead of stopping at the first one."""
+
+    @model_validator(mode="after")
+    def _has_what_its_format_needs(self) -> "ProblemSetConfig":
+        if self.format == "word_problems":
+            if self.count is None:
+                raise ValueError("format word_problems needs count")
+            if self.split not in WORD_PROBLEM_SPLITS:
+                valid = ", ".join(WORD_PROBLEM_SPLITS)
+                raise ValueError(f"split {self.split!r} is none of {valid}")
+        elif self.path is None:
+            raise ValueError(f"format {self.format} needs path")
+        return self
+
+
+class ProblemsConfig(Section):
+    """The three disjoint sets of problems of a study."""
+
+    train: ProblemSetConfig
+    """The seed set: gold solutions for SFT, prompts for sampling."""
+    validation: ProblemSetConfig | None = None
+    """For choosing a checkpoint; none: no checkpoint is chosen."""
+    heldout: ProblemSetConfig
+    """What is reported. Never looked at for any choice."""
+    out_of_domain: dict[Name, ProblemSetConfig] = {}
+    """Further sets that are reported, by name, after SFT and after each round."""
+
+
+class PromptConfig(Section):
+    """How a problem becomes the text that a model continues."""
+
+    template: str = "Question: {prompt}\nAnswer:\n"
+    """alpaca: the instruction prompt of Yuan et al.; chat: the model's own chat template; anything
+    else is text with `{prompt}` in it, in which other braces are plain text."""
+    system: str | None = None
+    """System message (chat)."""
+    shots: Annotated[int, Field(ge=0)] = 0
+    """Solved problems from the front of the training set that come before each problem."""
+
+    @model_validator(mode="after")
+    def _has_a_place_for_the_problem(self) -> "PromptConfig":
+        if self.template not in ("alpaca", "chat") and "{prompt}" not in self.template:
+            raise ValueError("template is neither alpaca nor chat and lacks {prompt}")
+        if self.system is not None and self.template != "chat":
+            raise ValueError("system needs template: chat")
+        return self
+
+
+class SamplingConfig(Section):
+    """How each policy samples rollouts (vLLM's meaning of every word)."""
+
+    k: Count = 100
+    """Rollouts per problem per policy."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.7
+    """Softmax temperature."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus; 1 keeps everything."""
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """Number of likeliest tokens kept; -1 keeps all."""
+    max_tokens: Count = 256
+    """Longest completion, EOS included."""
+    stop: list[str] = []
+    """Texts that end a completion, left out of it (base models that do not know when to stop)."""
+
+
+class SamplerConfig(Section):
+    """Where and how the engines of one model run."""
+
+    num_replicas: Count = 1
+    """Serve replicas, each an engine of its own."""
+    tensor_parallel_size: Count = 1
+    """Devices that share one replica."""
+    gpus_per_replica: Annotated[float, Field(ge=0.0)] = 0.0
+    """0 runs vLLM on the CPU; otherwise it must equal tensor_parallel_size."""
+    cpus_per_replica: Annotated[float, Field(gt=0.0)] = 1.0
+    """Logical CPUs that Ray reserves for the replica."""
+    max_rollouts_in_flight: Count = 512
+    """Rollouts asked of a replica at a time: the back-pressure of the stream. Twice vLLM's
+    max_num_seqs keeps the engine full."""
+    vllm: dict[str, Any] = {}
+    """Engine arguments handed to vLLM as they are (dtype, max_model_len, ...)."""
+    env: dict[str, str] = {}
+    """Environment variables of the engine process (VLLM_..., OMP_...)."""
+
+    @model_validator(mode="after")
+    def _gpus_match(self) -> "SamplerConfig":
+        if self.gpus_per_replica and self.gpus_per_replica != self.tensor_parallel_size:
+            raise ValueError(
+                f"gpus_per_replica ({self.gpus_per_replica}) differs from "
+                f"tensor_parallel_size ({self.tensor_parallel_size})"
+            )
+        return self
+
+
+class RecipeConfig(Section):
+    """What one training run does; the defaults are the paper's (Yuan et al. 2023, appendix A)."""
+
+    steps: Count | None = None
+    """Optimiser steps; none: `epochs` decides."""
+    epochs: Annotated[float, Field(gt=0.0)] = 3.0
+    """Passes over the examples, where `steps` is not given."""
+    batch_size: Count = 128
+    """Examples per optimiser step, over all ranks."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
+    """Peak of the schedule."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: a half cosine to zero, or the peak held."""
+    warmup_fraction: Fraction = 0.03
+    """Share of the steps over which the rate rises linearly from zero."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    adam_beta1: Fraction = 0.9
+    """AdamW's decay of the first moment."""
+    adam_beta2: Fraction = 0.999
+    """AdamW's decay of the second moment."""
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Global gradient norm is clipped to this; 0 turns clipping off."""
+    loss: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """Mean over all tokens of a batch (Yuan et al.), or over sequences (DeepSeekMath eq. 8)."""
+    max_length: Count = 512
+    """Longest example in tokens, prompt and EOS included; longer ones are dropped and counted."""
+    start_from: StartFrom = "base"
+    """The weights training starts from: the pre-trained model (Yuan), its SFT (DeepSeekMath), or
+    what the round before left (the SFT in the first)."""
+    seed: int = 0
+    """Order of the examples."""
+    export_every: Count | None = None
+    """Steps between extra Hugging Face exports to choose from; none: only one, at the end."""
+
+
+class PolicyConfig(Section):
+    """A model that samples rollouts."""
+
+    name: Name
+    """How rollouts and metrics call it."""
+    model: str
+    """Hugging Face folder or hub name of the pre-trained model."""
+    prompt: PromptConfig = PromptConfig()
+    """Merged over the top-level `prompt`."""
+    sft: RecipeConfig | None = None
+    """Its fine-tuning on the seed set; merged over the top-level `sft`."""
+    rft: RecipeConfig = RecipeConfig()
+    """Its training between rounds, where a round retrains policies; merged over `rft`."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Merged over the top-level `sampling`."""
+    sampler: SamplerConfig = SamplerConfig()
+    """Merged over the top-level `sampler`."""
+
+
+class TargetConfig(Section):
+    """The one model being trained."""
+
+    model: str
+    """Hugging Face folder or hub name of the pre-trained model."""
+    prompt: PromptConfig = PromptConfig()
+    """Merged over the top-level `prompt`."""
+    sft: RecipeConfig | None = None
+    """The SFT baseline, and the restart point of `start_from: sft`; merged over `sft`."""
+    rft: RecipeConfig = RecipeConfig()
+    """Merged over the top-level `rft`."""
+    sampler: SamplerConfig = SamplerConfig()
+    """Merged over `sampler`; unused when a policy has the same model, whose engines are shared."""
+
+
+class VerifierConfig(Section):
+    """How completions are graded."""
+
+    style: Literal["gsm8k"] = "gsm8k"
+    """gsm8k: the number after `####`."""
+    check_calculations: bool = True
+    """Also demand that every `<<lhs=rhs>>` is right."""
+    timeout_s: Annotated[float, Field(gt=0.0)] = 5.0
+    """Seconds one completion may take before its worker is killed (verdict `timeout`)."""
+    workers: Count = 1
+    """Worker processes per verifying actor."""
+    memory_mb: Annotated[int, Field(ge=64)] = 1024
+    """Address space of a worker process, in MiB."""
+    max_chars: Count = 20_000
+    """A longer completion is `unparsable` without being looked at."""
+
+
+class SelectionConfig(Section):
+    """Which of the accepted rollouts the target is trained on."""
+
+    rule: Literal["paper", "none"] = "paper"
+    """paper: Yuan et al. Algorithm 1, one rollout per equation list; none: every accepted one."""
+
+
+class TrainerConfig(Section):
+    """Where and how training runs."""
+
+    num_workers: Count = 1
+    """Ranks of the training job."""
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    """0 trains on the CPU (gloo), 1 on a GPU (NCCL)."""
+    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    """Logical CPUs that Ray reserves for a rank."""
+    threads_per_worker: Annotated[int, Field(ge=0)] = 0
+    """Torch threads of a rank; 0: the machine's cores divided by the ranks."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """DeepSpeed ZeRO stage: 1 shards optimiser state, 2 gradients too, 3 parameters too."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of forward and backward; master weights are fp32 either way."""
+    row_tokens: Count = 512
+    """Length of a packed row; at least the recipe's max_length."""
+    micro_batch_rows: Count = 1
+    """Packed rows per forward pass of a rank."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between resumable checkpoints; 0: none within a run."""
+    start_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
+    """Seconds to wait for all ranks to start."""
+    collective_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
+    """Seconds after which a collective operation gives up."""
+    deepspeed: dict[str, Any] = {}
+    """Merged over the DeepSpeed configuration as it is."""
+
+
+class RoundConfig(Section):
+    """What is particular to a round; the last entry of `rounds` holds for all rounds after it."""
+
+    temperature: Annotated[float, Field(ge=0.0)] | None = None
+    """Softmax temperature of every policy in this round; none: the policy's own."""
+    retrain_policies: bool = False
+    """Train each policy on gold solutions and the rollouts selected so far before this round
+    samples (not in the first round)."""
+    policies_start_from: StartFrom = "base"
+    """The weights that retraining a policy starts from."""
+    target_start_from: StartFrom | None = None
+    """The weights the target's training starts from in this round; none: `rft.start_from`."""
+
+
+class EvaluationConfig(Section):
+    """How checkpoints are scored on held-out problems."""
+
+    max_tokens: Count = 256
+    """Longest completion, EOS included."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Rollouts per problem for avg@n, pass@k and maj@k; 0: greedy pass@1 only."""
+    ks: list[Count] = []
+    """The k of pass@k and maj@k; none: `samples` itself."""
+    temperature: Annotated[float, Field(gt=0.0)] = 0.7
+    """Softmax temperature of those rollouts."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus of those rollouts."""
+    icl_shots: Annotated[int, Field(ge=0)] = 0
+    """Also score the target's base model, prompted with this many solved training problems."""
+    parity_tolerance: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Largest difference of log-probabilities between trainer and sampler after a refresh."""
+
+    @model_validator(mode="after")
+    def _has_samples_for_every_k(self) -> "EvaluationConfig":
+        if self.ks and max(self.ks) > self.samples:
+            raise ValueError(f"ks ({max(self.ks)}) exceeds samples ({self.samples})")
+        return self
+
+
+class TrackersConfig(Section):
+    """Where metrics go besides `metrics.jsonl` and TensorBoard's files in the run directory."""
+
+    wandb: dict[str, Any] | None = None
+    """Arguments of `wandb.init` (project, name, ...); none: off."""
+    mlflow: dict[str, Any] | None = None
+    """`tracking_uri`, `experiment_name` and `run_name` of MLflow; none: off."""
+
+    @model_validator(mode="after")
+    def _knows_the_keys(self) -> "TrackersConfig":
+        known = {"tracking_uri", "experiment_name", "run_name"}
+        unknown = sorted(set(self.mlflow or {}) - known)
+        if unknown:
+            valid = ", ".join(sorted(known))
+            raise ValueError(f"mlflow: unknown key {unknown[0]!r}; valid: {valid}")
+        return self
+
+
+class MachinesConfig(Section):
+    """The cluster a config is written for; `rft-ray plan` checks that the run fits on it."""
+
+    nodes: Count = 1
+    """Machines, all alike."""
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    """GPUs of a machine."""
+    gpu_memory_gb: Annotated[float, Field(gt=0.0)] | None = None
+    """Memory of a GPU, in 10^9 bytes."""
+    cpus_per_node: Count = 8
+    """Logical CPUs of a machine."""
+    memory_gb: Annotated[float, Field(gt=0.0)] | None = None
+    """Main memory of a machine, in 10^9 bytes."""
