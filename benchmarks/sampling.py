@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 MODEL = Path(__file__).parents[1] / "configs/quickstart_base/tied"
-TEMPLATE = "Question: {prompt}\nAnswer:\n"
 ENGINE = {
     "dtype": "float32",
     "max_model_len": 256,
@@ -73,22 +72,30 @@ def make_problems(count: int, seed: int) -> list[Any]:
     return generate_word_problems(count, seed=seed, split="train")
 
 
+def make_bench_prompt() -> Any:
+    """The quickstart's prompt."""
+    from rft_ray.config import PromptConfig
+    from rft_ray.prompts import make_prompt
+
+    return make_prompt(PromptConfig(), [])
+
+
 def measure_bare(count: int, repeats: int) -> dict[str, Any]:
     """`LLM.generate`, then text; tokens/s of each repeat after one to warm up."""
     from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    from rft_ray.prompts import encode_prompt
     from rft_ray.sampling import request_seed
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    prompt = make_bench_prompt()
     engine = LLM(model=str(MODEL), **ENGINE)
     rates = []
     for repeat in range(repeats + 1):
         problems = make_problems(count if repeat else 64, repeat)
         started = time.perf_counter()
         prompts = [
-            TokensPrompt(prompt_token_ids=encode_prompt(p, tokenizer, TEMPLATE)) for p in problems
+            TokensPrompt(prompt_token_ids=prompt.encode(p, tokenizer)) for p in problems
         ]
         params = [
             SamplingParams(**SAMPLING, seed=request_seed(0, 0, "tied", p.id), detokenize=False)
@@ -116,11 +123,12 @@ def measure_ours(count: int, repeats: int) -> dict[str, Any]:
             name="tied",
             application=application_name("bench", "tied"),
             weights=Weights(str(MODEL), 0),
+            prompt=make_bench_prompt(),
             sampling=SAMPLING,
             max_model_len=ENGINE["max_model_len"],
             max_rollouts_in_flight=512,
         )
-        plan = SamplingPlan([policy], TEMPLATE, seed=0, round=0)
+        plan = SamplingPlan([policy], seed=0, round=0)
         for repeat in range(repeats + 1):
             rate, wait = stream(plan, make_problems(count if repeat else 64, repeat))
             if repeat:

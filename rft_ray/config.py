@@ -76,9 +76,9 @@ class RunConfig(Section):
     rft: RecipeConfig = RecipeConfig()
     num_rounds: Count = 1
     """Passes from sampling to training; the pool of rollouts grows from one to the next."""
-    rounds: list[RoundConfig] = []
+    rounds: list[RoundConfig] = Field(default=[])
     """What is particular to each round, in order."""
-    controls: list[Control] = []
+    controls: list[Control] = Field(default=[])
     """Further trainings of the target to compare with, each on the same gold solutions and the
     same recipe. own: the rollouts of the policy that shares its base; random: as many of each
     problem's accepted rollouts, drawn at random; no_dedup: every accepted rollout."""

@@ -48,7 +48,9 @@ def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None
 
 
 @contextmanager
-def follow_training(metrics: Path, job: str, total_steps: int) -> Iterator[None]:
+def follow_training(
+    metrics: Path, job: str, round: int, total_steps: int
+) -> Iterator[None]:
     """Show a training job's steps, read from the metrics that its rank 0 writes.
 
     Ray Train gives the driver no channel to its workers; the file is one that both can see.
@@ -56,7 +58,10 @@ def follow_training(metrics: Path, job: str, total_steps: int) -> Iterator[None]
     stop = threading.Event()
     with progress(f"train {job}", total_steps, "step") as advance:
         follower = threading.Thread(
-            target=_follow, args=(metrics, job, advance, stop), name="progress", daemon=True
+            target=_follow,
+            args=(metrics, (job, round), advance, stop),
+            name="progress",
+            daemon=True,
         )
         follower.start()
         try:
@@ -66,7 +71,12 @@ def follow_training(metrics: Path, job: str, total_steps: int) -> Iterator[None]
             follower.join()
 
 
-def _follow(metrics: Path, job: str, advance: Callable[[int], None], stop: threading.Event) -> None:
+def _follow(
+    metrics: Path,
+    job: tuple[str, int],
+    advance: Callable[[int], None],
+    stop: threading.Event,
+) -> None:
     offset, shown, ended = 0, 0, False
     while not ended:
         # Looked at before the file is read, so that the last lines are not missed.
@@ -78,7 +88,8 @@ def _follow(metrics: Path, job: str, advance: Callable[[int], None], stop: threa
             *lines, _ = file.read().split(b"\n")
         offset += sum(len(line) + 1 for line in lines)
         rows = (json.loads(line) for line in lines)
-        steps = [r["step"] for r in rows if r["kind"] == "train_step" and r["job"] == job]
+        own = [r for r in rows if r["kind"] == "train_step" and (r["job"], r["round"]) == job]
+        steps = [row["step"] for row in own]
         if steps and max(steps) > shown:
             advance(max(steps) - shown)
             shown = max(steps)

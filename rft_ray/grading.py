@@ -31,14 +31,20 @@ def grade_gsm8k(completion: str, answer: str, check_calculations: bool = True) -
     gold = parse_plain_number(answer)
     if gold is None:
         return "error"
-    finals = {parse_plain_number(final) for final in completion.split(ANSWER_MARK)[1:]}
-    if len(finals) != 1 or None in finals:
+    final = final_number(completion)
+    if final is None:
         return "unparsable"
-    if finals != {gold}:
+    if final != gold:
         return "wrong"
     if check_calculations and not all(map(is_equation_right, find_calculations(completion))):
         return "miscalculated"
     return "correct"
+
+
+def final_number(completion: str) -> Fraction | None:
+    """The number after `####`; None where there is none, or several that differ."""
+    finals = {parse_plain_number(final) for final in completion.split(ANSWER_MARK)[1:]}
+    return finals.pop() if len(finals) == 1 else None
 
 
 def parse_plain_number(text: str) -> Fraction | None:

@@ -2,37 +2,34 @@
 
     rft-ray run configs/quickstart.yaml
 
-`run_offline` is the method in the order it happens, a verb a line (Yuan et al. 2023, section 3).
-Every step looks first whether its result is in the run directory, so the same command continues a
-killed run. Left out: several rounds, and freeing the samplers' devices while the target trains.
+`run_offline` is the method in the order it happens, a verb a line (Yuan et al. 2023, section 3;
+they do one round). Every step looks first whether its result is in the run directory, so the same
+command continues a killed run. Left out: freeing the samplers' devices while the target trains.
 """
 
 import os
 import shutil
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rft_ray.config import RunConfig
 from rft_ray.console import progress, say
-from rft_ray.errors import InputError
-from rft_ray.records import read_groups
-from rft_ray.sampling import SamplingPlan, Weights, sampling_params
-from rft_ray.selection import group_statistics
+from rft_ray.fine_tuning import fine_tune, retrain_policies, train_controls, train_target
+from rft_ray.run_dir import read_metrics
+from rft_ray.sampling import SamplingPlan, sampling_params
 from rft_ray.study import (
     TARGET,
+    Checkpoints,
     Samplers,
     Study,
-    fine_tune,
     open_study,
     refresh,
     running_samplers,
-    train,
 )
-from rft_ray.tally import POOLED, Tally
-from rft_ray.types import Group, Problem
+from rft_ray.tally import ALL_ROUNDS, Tally, counts_table
 
 if TYPE_CHECKING:
-    from rft_ray.evaluation import EvaluationRow, Score
+    from rft_ray.scores import EvaluationRow
+    from rft_ray.scoring import Scorer
 
 
 class NothingAcceptedError(RuntimeError):
@@ -41,205 +38,156 @@ class NothingAcceptedError(RuntimeError):
 
 def run_offline(config: RunConfig) -> None:
     """Sample from every policy, keep what is right and diverse, train the target, evaluate."""
-    from rft_ray.report import write_report
+    from rft_ray.scoring import Scorer, is_finished, publish, score_baselines
 
     with open_study(config) as study:
-        tuned = fine_tune(study)
-        with running_samplers(study) as samplers:
-            rows, scores = evaluate_tuned(study, samplers, tuned)
-            tally = sample_verify_select(study, samplers, tuned)
-            trained = train_target(study, tuned)
-            rows += evaluate_target(study, samplers, trained, scores)
-        print(tally.table())
-        write_results(study, rows)
-        say(f"report: {write_report(str(study.run.path))}")
+        if not is_finished(study):
+            checkpoints = fine_tune(study)
+            with running_samplers(study) as samplers:
+                scorer = Scorer(study, samplers)
+                rows = score_baselines(scorer, checkpoints)
+                for number in range(config.num_rounds):
+                    checkpoints = retrain_policies(study, number, checkpoints)
+                    sample_verify_select(study, samplers, number, checkpoints)
+                    checkpoints, scored = train_and_score(scorer, number, checkpoints)
+                    publish(study, number, rows + scored)
+                    rows = []
+        show_results(study)
 
 
 def run_sample(config: RunConfig) -> None:
-    """The first half alone: fine-tune the policies, then sample, verify and select."""
+    """The first half alone: the selected rollouts of the first round that lacks them."""
     with open_study(config) as study:
-        tuned = fine_tune(study)
-        with running_samplers(study) as samplers:
-            tally = sample_verify_select(study, samplers, tuned)
-        print(tally.table())
+        number = min(count_rounds(study, "selected"), config.num_rounds - 1)
+        if not study.run.round(number).selected.exists():
+            checkpoints = fine_tune(study)
+            for earlier in range(number + 1):
+                checkpoints = retrain_policies(study, earlier, checkpoints)
+            with running_samplers(study) as samplers:
+                sample_verify_select(study, samplers, number, checkpoints)
+        print(counts_table(selection_lines(study)))
 
 
 def run_train(config: RunConfig) -> None:
-    """The target's training alone, on a run directory whose rollouts are selected."""
+    """The target's training alone, on the rollouts of every round that has them."""
     with open_study(config) as study:
-        trained = train_target(study, fine_tune(study))
-        print(trained[-1].path)
+        checkpoints = fine_tune(study)
+        for number in range(max(1, count_rounds(study, "selected"))):
+            checkpoints = retrain_policies(study, number, checkpoints)
+            checkpoints = train_target(study, number, checkpoints)
+        print(checkpoints[TARGET].newest.path)
 
 
 def run_evaluate(config: RunConfig) -> None:
-    """Score what a run directory holds: every fine-tuned model and, once trained, the target."""
+    """Score what a run directory holds: every fine-tuned model, and the target of each round."""
+    from rft_ray.scoring import Scorer, publish, score_baselines
+
     with open_study(config) as study:
-        tuned = fine_tune(study)
+        checkpoints = fine_tune(study)
         with running_samplers(study) as samplers:
-            rows, scores = evaluate_tuned(study, samplers, tuned)
-            if study.round.checkpoint.exists():
-                rows += evaluate_target(study, samplers, train_target(study, tuned), scores)
-        write_results(study, rows)
+            scorer = Scorer(study, samplers)
+            rows = score_baselines(scorer, checkpoints)
+            publish(study, 0, rows)
+            for number in range(count_rounds(study, "checkpoint")):
+                checkpoints = retrain_policies(study, number, checkpoints)
+                checkpoints, scored = train_and_score(scorer, number, checkpoints)
+                publish(study, number, rows + scored)
+                rows = []
+        show_results(study)
 
 
 def sample_verify_select(
-    study: Study, samplers: Samplers, tuned: dict[str, list[Weights]]
-) -> Tally:
-    """The round's groups on disk, sampled, graded and selected; what became of the rollouts.
+    study: Study, samplers: Samplers, number: int, checkpoints: dict[str, Checkpoints]
+) -> None:
+    """The round's groups on disk, sampled, graded, joined to the pool and selected.
 
     Raises NothingAcceptedError with the counts by verdict when nothing is left to learn from.
     """
-    from rft_ray.stages import sample_groups, select_groups, verify_groups, write_groups
+    from rft_ray import stages
 
-    config, round_dir, tally = study.config, study.round, Tally()
-    problems = study.problems["train"]
+    config, round_dir = study.config, study.run.round(number)
     if round_dir.selected.exists():
-        for group in read_groups(round_dir.selected):
-            tally.add(group_statistics(group))
-        return tally
-    for policy in config.policies:
-        refresh(study, samplers, policy.name, tuned[policy.name][-1])
-    plan = SamplingPlan(
-        policies=[
-            samplers.policy(p.name, tuned[p.name][-1], sampling_params(p.sampling))
-            for p in config.policies
-        ],
-        prompt_template=config.prompt_template,
-        seed=config.seed,
-        round=round_dir.number,
-    )
+        return
+    plan = sampling_plan(study, samplers, number, checkpoints)
     partial = round_dir.path / "selected.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    groups = sample_groups(problems, plan, str(round_dir.sampled))
-    verified = verify_groups(groups, config.verifier)
-    selected = select_groups(verified, config.selection)
+    problems, tally = study.problems["train"], Tally()
+    groups = stages.sample_groups(problems, plan, str(round_dir.sampled))
+    groups = stages.verify_groups(groups, config.verifier)
+    if number:
+        groups = stages.join_pool(groups, str(study.run.round(number - 1).selected))
+    groups = stages.select_groups(groups, config.selection)
     with (
-        study.run.timed("sample verify select"),
-        progress("sample", len(problems), "problem") as advance,
+        study.run.timed("sample verify select", round=number),
+        progress(f"sample, round {number}", len(problems), "problem") as advance,
     ):
-        for statistics in write_groups(selected, str(partial)):
+        for statistics in stages.write_groups(groups, str(partial), number):
             tally.add(statistics)
             advance(1)
     if tally.num_problems != len(problems):
         raise RuntimeError(f"{tally.num_problems} groups came of {len(problems)} problems")
     for name in tally.names():
-        study.run.log("select", round=round_dir.number, policy=name, **tally.row(name))
+        study.run.log("select", round=number, policy=name, **tally.row(name))
     if not tally.selected:
-        raise NothingAcceptedError(f"no rollout was accepted: {tally.verdicts(POOLED)}")
+        raise NothingAcceptedError(f"no rollout was accepted: {tally.verdicts(ALL_ROUNDS)}")
     # The name says that every group is graded, so it is given last.
     os.replace(partial, round_dir.selected)
-    return tally
 
 
-def train_target(study: Study, tuned: dict[str, list[Weights]]) -> list[Weights]:
-    """The target trained on gold solutions and selected rollouts: its checkpoints, in order."""
-    target, selected = study.config.target, study.round.selected
-    if not selected.exists():
-        raise InputError(f"{study.run.path}: no selected rollouts; run `rft-ray sample` first")
-    start = target.model if target.rft.start_from == "base" else tuned[TARGET][-1].path
-    groups = in_problem_order(study.problems["train"], read_groups(selected))
-    return train(study, "rft-target", start, target.rft, groups, study.round.checkpoint)
+def sampling_plan(
+    study: Study, samplers: Samplers, number: int, checkpoints: dict[str, Checkpoints]
+) -> SamplingPlan:
+    """What each policy is asked in a round, its newest weights brought to its sampler."""
+    temperature = study.config.round(number).temperature
+    policies = []
+    for config in study.config.policies:
+        weights = checkpoints[config.name].newest
+        refresh(study, samplers, config.name, weights)
+        sampling = sampling_params(config.sampling, temperature)
+        prompt = study.models[config.name].prompt
+        policies.append(samplers.policy(config.name, weights, prompt, sampling))
+    return SamplingPlan(policies, seed=study.config.seed, round=number)
 
 
-def in_problem_order(problems: list[Problem], groups: Iterator[Group]) -> Iterator[Group]:
-    """Groups in the order of the problems: the stream's own depends on timing, a run must not."""
-    by_id = {group.problem.id: group for group in groups}
-    return (by_id[problem.id] for problem in problems)
+def train_and_score(
+    scorer: "Scorer", number: int, checkpoints: dict[str, Checkpoints]
+) -> tuple[dict[str, Checkpoints], list["EvaluationRow"]]:
+    """The target and the controls trained on a round's selection, and their rows."""
+    from rft_ray.scoring import rft_stage, score_round
+
+    study, stage = scorer.study, rft_stage(scorer.study, number)
+    has_validation = "validation" in study.problems
+    watch = (lambda weights: scorer.validate(stage, weights)) if has_validation else None
+    controls = train_controls(study, number, checkpoints)
+    checkpoints = train_target(study, number, checkpoints, watch)
+    return checkpoints, score_round(scorer, number, checkpoints, controls)
 
 
-def evaluate_tuned(
-    study: Study, samplers: Samplers, tuned: dict[str, list[Weights]]
-) -> tuple[list["EvaluationRow"], dict[str, "Score"]]:
-    """Rows of every policy and of the target after SFT, and the target's scores by metric."""
-    rows: list[EvaluationRow] = []
-    for policy in study.config.policies:
-        rows += score_stage(study, samplers, policy.name, "sft", tuned[policy.name][-1:])[0]
-    ours, scores = score_stage(study, samplers, TARGET, "sft", tuned[TARGET])
-    return rows + ours, scores
+def show_results(study: Study) -> None:
+    """The tables of a run on standard output, and its report and model cards in its folder."""
+    from rft_ray.report import write_report
+    from rft_ray.scoring import results_table
+
+    if lines := selection_lines(study):
+        print(counts_table(lines))
+    print(results_table(study))
+    say(f"report: {write_report(str(study.run.path))}")
 
 
-def evaluate_target(
-    study: Study,
-    samplers: Samplers,
-    trained: list[Weights],
-    baseline: dict[str, "Score"],
-) -> list["EvaluationRow"]:
-    """Rows of the target after RFT; its differences to the SFT baseline go to the metrics."""
-    from rft_ray.evaluation import paired_difference
-
-    stage = "rft_own" if len(study.config.policies) == 1 else "rft_pooled"
-    rows, scores = score_stage(study, samplers, TARGET, stage, trained)
-    for metric, score in scores.items():
-        value, low, high = paired_difference(score, baseline[metric])
-        study.run.log("gain", metric=metric, value=value, low=low, high=high)
-        say(f"{stage} - sft, {metric}: {value:+.1%} (95% interval {low:+.1%} to {high:+.1%})")
-    return rows
+def count_rounds(study: Study, result: str) -> int:
+    """How many rounds have a result (`selected`, `checkpoint`), from the first on."""
+    for number in range(study.config.num_rounds):
+        if not getattr(study.run.round(number), result).exists():
+            return number
+    return study.config.num_rounds
 
 
-def score_stage(
-    study: Study, samplers: Samplers, model: str, stage: str, checkpoints: list[Weights]
-) -> tuple[list["EvaluationRow"], dict[str, "Score"]]:
-    """A model's held-out score at its last checkpoint and at the one best on validation.
-
-    The held-out problems take no part in choosing the checkpoint.
-    """
-    from rft_ray.evaluation import make_row
-
-    chosen = {"pass@1": checkpoints[-1]}
-    if "validation" in study.problems and len(checkpoints) > 1:
-        validation = {
-            weights: score(study, samplers, model, stage, weights, "validation").value
-            for weights in checkpoints
-        }
-        chosen["pass@1_best_validation"] = max(checkpoints, key=validation.__getitem__)
-    scores = {
-        metric: score(study, samplers, model, stage, weights, "heldout")
-        for metric, weights in chosen.items()
+def selection_lines(study: Study) -> list[dict[str, Any]]:
+    """The counts of every round that is selected, per policy and pooled, in order."""
+    done = count_rounds(study, "selected")
+    lines = {
+        (line["round"], line["policy"]): line
+        for line in read_metrics(study.run.metrics)
+        if line["kind"] == "select" and line["round"] < done
     }
-    rows = [
-        make_row(model, stage, metric, scores[metric], weights.version)
-        for metric, weights in chosen.items()
-    ]
-    return rows, scores
-
-
-def score(
-    study: Study, samplers: Samplers, model: str, stage: str, weights: Weights, problem_set: str
-) -> "Score":
-    """Greedy pass@1 of one checkpoint on one problem set, in the running sampler."""
-    from rft_ray.evaluation import greedy_plan, score_checkpoint
-    from rft_ray.verifier import Verifier
-
-    config, problems = study.config, study.problems[problem_set]
-    policy = samplers.policy(model, weights, {})
-    plan = greedy_plan(policy, config.evaluation.max_tokens, config.prompt_template)
-    final_answer_only = config.verifier.model_copy(update={"check_calculations": False})
-    label = f"evaluate {model} {stage}, step {weights.version}, {problem_set}"
-    path = study.round.scored(weights.path, problem_set)
-    if not path.exists():
-        refresh(study, samplers, model, weights)
-    with (
-        study.run.timed("evaluate", model=model, stage=stage, problem_set=problem_set),
-        progress(label, len(problems), "problem") as advance,
-        Verifier(final_answer_only) as verifier,
-    ):
-        result = score_checkpoint(problems, plan, verifier, path, advance)
-    low, high = result.interval
-    study.run.log(
-        "evaluation", model=model, stage=stage, problem_set=problem_set, step=weights.version,
-        value=result.value, low=low, high=high, n=len(problems),
-    )  # fmt: skip
-    return result
-
-
-def write_results(study: Study, rows: list["EvaluationRow"]) -> None:
-    """`evaluation.json`, and the same as a table on standard output."""
-    from rft_ray.evaluation import write_rows
-
-    write_rows(study.round.evaluation, rows)
-    print(f"{'model':16} {'stage':12} {'metric':24} {'step':>6} {'value':>7}  95% interval")
-    for row in rows:
-        print(
-            f"{row.model:16} {row.stage:12} {row.metric:24} {row.step:6d} {row.value:7.1%}"
-            f"  {row.low:.1%} to {row.high:.1%}  (n = {row.n})"
-        )
+    return list(lines.values())

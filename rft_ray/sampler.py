@@ -77,14 +77,18 @@ class Sampler(LLMServer):
         from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
-            **sampling, seed=seed, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+            **sampling,
+            seed=seed,
+            # Only stop texts need the text while it is being sampled.
+            detokenize=bool(sampling.get("stop")),
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         async with self._holding(weights):
             final = await self._run(prompt_ids, params)
         return SampledTokens(
             token_ids=np.concatenate([np.asarray(o.token_ids, np.int32) for o in final.outputs]),
             lengths=np.asarray([len(o.token_ids) for o in final.outputs], np.int32),
-            stopped=np.asarray([o.finish_reason == "stop" for o in final.outputs]),
+            stopped=np.asarray([_ends_with_eos(output) for output in final.outputs]),
             policy_version=weights.version,
         )
 
@@ -192,6 +196,11 @@ class Sampler(LLMServer):
         except EngineDeadError as error:
             raise SamplerUnavailableError(str(error)) from None
         return outputs[-1]
+
+
+def _ends_with_eos(output: Any) -> bool:
+    """A stop text ends a completion too, but leaves no EOS behind."""
+    return output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
 
 
 def refresh_sampler(handle: DeploymentHandle, weights: Weights) -> list[RefreshReport]:

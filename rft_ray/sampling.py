@@ -8,13 +8,13 @@ light side, which the stream's actors and the evaluation share.
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rft_ray.config import SamplingConfig
-from rft_ray.prompts import encode_prompt
+from rft_ray.prompts import Prompt
 from rft_ray.types import Group, Problem, Rollout
 
 RETRY_SECONDS = (1, 2, 5, 10, 20, 40, 60, 60, 60, 60)
@@ -54,6 +54,7 @@ class Policy:
     application: str
     """Serve application of its sampler."""
     weights: Weights
+    prompt: Prompt
     sampling: dict[str, Any]
     """vLLM sampling parameters; `n` rollouts per problem."""
     max_model_len: int
@@ -67,7 +68,6 @@ class SamplingPlan:
     """Everything that decides what a problem is asked; equal plans give equal requests."""
 
     policies: list[Policy]
-    prompt_template: str
     seed: int
     round: int
 
@@ -77,15 +77,19 @@ class SamplingPlan:
         return min(max(1, p.max_rollouts_in_flight // p.sampling["n"]) for p in self.policies)
 
 
-def sampling_params(config: SamplingConfig) -> dict[str, Any]:
-    """The vLLM sampling parameters of a policy, as every request carries them."""
-    return {
+def sampling_params(config: SamplingConfig, temperature: float | None = None) -> dict[str, Any]:
+    """The vLLM sampling parameters of a policy, as every request carries them.
+
+    A round's `temperature` goes before the policy's own.
+    """
+    params: dict[str, Any] = {
         "n": config.k,
-        "temperature": config.temperature,
+        "temperature": config.temperature if temperature is None else temperature,
         "top_p": config.top_p,
         "top_k": config.top_k,
         "max_tokens": config.max_tokens,
     }
+    return {**params, "stop": config.stop} if config.stop else params
 
 
 def request_seed(run_seed: int, round: int, policy: str, problem_id: str) -> int:
@@ -117,12 +121,14 @@ class GroupSampler:
 
     async def _sample_policy(self, problem: Problem, policy: Policy) -> list[Rollout]:
         tokenizer = self.tokenizers[policy.name]
-        prompt_ids = encode_prompt(problem, tokenizer, self.plan.prompt_template)
+        prompt_ids = policy.prompt.encode(problem, tokenizer)
         if len(prompt_ids) >= policy.max_model_len:
             return []
         seed = request_seed(self.plan.seed, self.plan.round, policy.name, problem.id)
         sampled = await self._ask(policy, prompt_ids, seed)
-        return to_rollouts(sampled, policy.name, self.plan.round, tokenizer)
+        rollouts = to_rollouts(sampled, policy.name, self.plan.round, tokenizer)
+        stop = policy.sampling.get("stop")
+        return [cut_at_stop(rollout, stop) for rollout in rollouts] if stop else rollouts
 
     async def _ask(self, policy: Policy, prompt_ids: list[int], seed: int) -> SampledTokens:
         """The request, repeated while its replica is gone; any other failure stops the run."""
@@ -163,3 +169,15 @@ def to_rollouts(
             zip(texts, token_ids, sampled.stopped.tolist(), strict=True)
         )
     ]
+
+
+def cut_at_stop(rollout: Rollout, stop: list[str]) -> Rollout:
+    """The rollout up to the first stop text, which counts as having stopped.
+
+    Its token ids are dropped: they are not those of the text that is left.
+    """
+    text = rollout.completion
+    ends = [at for at in map(text.find, stop) if at >= 0]
+    if not ends:
+        return rollout
+    return replace(rollout, completion=text[: min(ends)], token_ids=None, finish_reason="stop")

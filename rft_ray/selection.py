@@ -89,6 +89,12 @@ def group_statistics(group: Group) -> dict[str, Any]:
     }
 
 
+def round_statistics(group: Group, round: int) -> dict[str, Any]:
+    """`group_statistics` of one round's own rollouts, and `all_rounds`: of everything so far."""
+    own = Group(group.problem, [rollout for rollout in group.rollouts if rollout.round == round])
+    return {**group_statistics(own), "all_rounds": group_statistics(group)["pooled"]}
+
+
 def _count(rollouts: Iterable[Rollout], gold_keys: set[str]) -> dict[str, int]:
     rollouts = list(rollouts)
     keys = {path_key(rollout.completion) for rollout in rollouts if rollout.is_accepted}

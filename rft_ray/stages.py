@@ -21,9 +21,10 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from rft_ray.config import SelectionConfig, VerifierConfig
+from rft_ray.pool import Pool
 from rft_ray.records import GROUP_SCHEMA, group_to_row, row_to_group
 from rft_ray.sampling import GroupSampler, SamplingPlan
-from rft_ray.selection import group_statistics, select_group
+from rft_ray.selection import round_statistics, select_group
 from rft_ray.types import Group, Problem
 from rft_ray.verifier import Verifier
 
@@ -105,6 +106,35 @@ def verify_groups(groups: Dataset, config: VerifierConfig) -> Dataset:
     )
 
 
+class JoinPool:
+    """Actor of the joining stage: knows where the earlier rounds' rollouts of a problem are."""
+
+    def __init__(self, folder: str) -> None:
+        self.pool = Pool(Path(folder))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return groups_to_table(
+            join_group(self.pool.get(group.problem.id), group) for group in table_to_groups(table)
+        )
+
+
+def join_pool(groups: Dataset, folder: str) -> Dataset:
+    """Lazily, each group with the rollouts that earlier rounds left in `folder` before its own."""
+    return groups.map_batches(
+        JoinPool,
+        fn_constructor_args=(folder,),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=STAGE_CPUS,
+        compute=ActorPoolStrategy(size=1),
+    )
+
+
+def join_group(earlier: Group | None, group: Group) -> Group:
+    """The group with the earlier rounds' rollouts of its problem in front."""
+    return group if earlier is None else Group(group.problem, earlier.rollouts + group.rollouts)
+
+
 def select_groups(groups: Dataset, config: SelectionConfig) -> Dataset:
     """Lazily, the same groups with `selected` filled in; a pure function of each group."""
 
@@ -116,10 +146,11 @@ def select_groups(groups: Dataset, config: SelectionConfig) -> Dataset:
     )
 
 
-def write_groups(groups: Dataset, folder: str) -> Iterator[dict[str, Any]]:
+def write_groups(groups: Dataset, folder: str, round: int = 0) -> Iterator[dict[str, Any]]:
     """Run the stream: write every group under `folder` and yield its statistics as it arrives.
 
-    Exactly one row per problem, whatever is retried: a file's name depends on its groups only.
+    They are `selection.round_statistics` of the round. Exactly one row per problem, whatever is
+    retried: a file's name depends on its groups only.
     """
 
     def write_block(table: pa.Table) -> dict[str, list[Any]]:
@@ -127,7 +158,7 @@ def write_groups(groups: Dataset, folder: str) -> Iterator[dict[str, Any]]:
         if chosen:
             stem = _file_stem([group.problem for group in chosen])
             write_table(table, Path(folder) / f"{stem}.parquet")
-        return {"statistics": [group_statistics(group) for group in chosen]}
+        return {"statistics": [round_statistics(group, round) for group in chosen]}
 
     written = groups.map_batches(
         write_block, batch_size=None, batch_format="pyarrow", num_cpus=STAGE_CPUS

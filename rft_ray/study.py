@@ -1,45 +1,91 @@
-"""What the steps of a run share: its problems and folder, its training runs and its engines.
+"""What the steps of a run share: its problems and models, their checkpoints, and the engines.
 
-Each function looks first whether its result is in the run directory. Models with the same base and
-recipe are trained once, and models of the same base share one sampler: an engine costs tens of
-seconds to start and milliseconds to refresh.
+Models of the same base share one sampler: an engine costs tens of seconds to start and
+milliseconds to refresh. Training is in `fine_tuning.py`, scoring in `scoring.py`.
 """
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rft_ray.config import RecipeConfig, RunConfig, SamplerConfig
-from rft_ray.console import follow_training, say
-from rft_ray.packing import planned_steps
+from rft_ray.config import ProblemSetConfig, RecipeConfig, RunConfig, SamplerConfig
+from rft_ray.console import say
+from rft_ray.models import resolve_model
 from rft_ray.problems import load_problems
-from rft_ray.prompts import group_examples, write_examples
-from rft_ray.run_dir import RoundDir, RunDir, open_run_dir
+from rft_ray.prompts import Prompt, make_prompt
+from rft_ray.run_dir import RunDir, open_run_dir
 from rft_ray.sampling import Policy, Weights
-from rft_ray.types import Group, Problem
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
-
-    from rft_ray.trainer import TrainingJob
 
 TARGET = "target"
 
 
 @dataclass(frozen=True, slots=True)
+class Model:
+    """A policy or the target: its pre-trained base, how it is asked, and how it is trained."""
+
+    name: str
+    base: str
+    """Folder of the pre-trained model."""
+    prompt: Prompt
+    sft: RecipeConfig | None
+    rft: RecipeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The checkpoints of one model so far, each list in step order; the base where it has no SFT.
+
+    `current` is what the newest training of the model left.
+    """
+
+    base: Weights
+    sft: list[Weights]
+    current: list[Weights]
+
+    @property
+    def newest(self) -> Weights:
+        """What the model is now."""
+        return self.current[-1]
+
+    def start(self, start_from: str) -> str:
+        """The folder of the weights that a training starts from."""
+        weights = {"base": self.base, "sft": self.sft[-1], "current": self.newest}
+        return weights[start_from].path
+
+    def after(self, trained: list[Weights]) -> "Checkpoints":
+        """The same after a further training."""
+        return replace(self, current=trained)
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
-    """What every step of a run needs: its config, its folder and its problems."""
+    """What every step of a run needs: its config, its folder, its problems and its models."""
 
     config: RunConfig
     run: RunDir
-    round: RoundDir
-    problems: dict[str, list[Problem]]
-    """By set: train, heldout and, where the config has one, validation."""
+    problems: dict[str, list[Any]]
+    """By set: train, heldout, the out-of-domain sets and, where there is one, validation."""
+    models: dict[str, Model]
+    """By name; the policies, then the target."""
+    trained: dict[str, list[Weights]] = field(default_factory=dict)
+    """Checkpoints by what decides them: equal trainings are done once."""
+
+    @property
+    def target(self) -> Model:
+        """The model being trained."""
+        return self.models[TARGET]
+
+    @property
+    def policies(self) -> list[Model]:
+        """The models that sample rollouts."""
+        return [self.models[policy.name] for policy in self.config.policies]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +98,16 @@ class Samplers:
     max_model_len: dict[str, int]
     max_rollouts_in_flight: dict[str, int]
 
-    def policy(self, name: str, weights: Weights, sampling: dict[str, Any]) -> Policy:
+    def policy(
+        self, name: str, weights: Weights, prompt: Prompt, sampling: dict[str, Any]
+    ) -> Policy:
         """A model as the sampling stage addresses it."""
         sampler = self.serving[name]
         return Policy(
             name=name,
             application=self.application[sampler],
             weights=weights,
+            prompt=prompt,
             sampling=sampling,
             max_model_len=self.max_model_len[sampler],
             max_rollouts_in_flight=self.max_rollouts_in_flight[sampler],
@@ -69,96 +118,48 @@ class Samplers:
 def open_study(config: RunConfig) -> Iterator[Study]:
     """The run's folder, problems and Ray session; wrong input is found before anything heavy."""
     from rft_ray.ray_session import start_ray, stop_ray
+    from rft_ray.trackers import tracking
 
-    sets = {"train": config.problems.train, "heldout": config.problems.heldout}
-    if config.problems.validation:
-        sets["validation"] = config.problems.validation
-    problems = {name: load_problems(problem_set) for name, problem_set in sets.items()}
+    problems = {name: load_problems(chosen) for name, chosen in problem_sets(config).items()}
     with open_run_dir(config) as run:
         say(f"run directory: {run.path}")
         say("problems: " + ", ".join(f"{len(own)} {name}" for name, own in problems.items()))
-        start_ray()
-        try:
-            yield Study(config, run, run.round(0), problems)
-        finally:
-            stop_ray()
+        models = load_models(config, run, problems["train"])
+        with tracking(config.trackers, run.path, config.model_dump(mode="json")):
+            start_ray()
+            try:
+                yield Study(config, run, problems, models)
+            finally:
+                stop_ray()
 
 
-def fine_tune(study: Study) -> dict[str, list[Weights]]:
-    """Checkpoints of each policy and of the target, in order; the base where it has no SFT."""
-    config = study.config
-    models = {policy.name: (policy.model, policy.sft) for policy in config.policies}
-    models[TARGET] = (config.target.model, config.target.sft)
-    trained: dict[tuple[str, str], list[Weights]] = {}
-    tuned: dict[str, list[Weights]] = {}
-    gold = [Group(problem) for problem in study.problems["train"]]
-    for name, (model, recipe) in models.items():
-        if recipe is None:
-            tuned[name] = [Weights(os.path.abspath(model), 0)]
-            continue
-        key = (model, recipe.model_dump_json())
-        if key not in trained:
-            output = study.run.sft(name)
-            trained[key] = train(study, f"sft-{name}", model, recipe, gold, output)
-        tuned[name] = trained[key]
-    return tuned
+def problem_sets(config: RunConfig) -> dict[str, ProblemSetConfig]:
+    """Every set of problems of a run by name."""
+    sets = {"train": config.problems.train, "heldout": config.problems.heldout}
+    if config.problems.validation:
+        sets["validation"] = config.problems.validation
+    return {**sets, **config.problems.out_of_domain}
 
 
-def train(
-    study: Study,
-    name: str,
-    start: str,
-    recipe: RecipeConfig,
-    groups: Iterable[Group],
-    output: Path,
-) -> list[Weights]:
-    """One training run on gold solutions and selected rollouts: its checkpoints, in order.
-
-    What an earlier attempt finished is not done again.
-    """
-    from rft_ray.trainer import TrainingJob, run_training
-
-    examples = output.with_name(output.name + ".examples.parquet")
-    job = TrainingJob(
-        name=name,
-        model=os.path.abspath(start),
-        examples=str(examples),
-        output_dir=str(output),
-        recipe=recipe,
-        metrics_path=str(study.run.metrics),
-        round=study.round.number,
-    )
-    if not output.exists():
-        count = write_training_set(study, groups, job)
-        say(f"train {name}: {count} examples")
-        with (
-            study.run.timed("train", job=name),
-            follow_training(study.run.metrics, name, planned_steps(recipe, count)),
-        ):
-            run_training(job, study.config.trainer)
-    exports = run_training(job, study.config.trainer)
-    return [Weights(export, exported_step(Path(export))) for export in exports]
+def load_models(config: RunConfig, run: RunDir, solved: list[Any]) -> dict[str, Model]:
+    """The policies and the target, their bases in folders that every node can read."""
+    named = {policy.name: policy for policy in config.policies} | {TARGET: config.target}
+    folder = run.path / "models"
+    return {
+        name: Model(
+            name=name,
+            base=resolve_model(own.model, folder),
+            prompt=make_prompt(own.prompt, solved),
+            sft=own.sft,
+            rft=own.rft,
+        )
+        for name, own in named.items()
+    }
 
 
-def write_training_set(study: Study, groups: Iterable[Group], job: "TrainingJob") -> int:
-    """Tokenise the groups' gold solutions and selected rollouts for a job; how many there are."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
-    examples, num_dropped = group_examples(
-        groups, tokenizer, study.config.prompt_template, job.recipe.max_length
-    )
-    if num_dropped:
-        say(f"train {job.name}: {num_dropped} examples exceed {job.recipe.max_length} tokens")
-    study.run.log("examples", job=job.name, kept=len(examples), too_long=num_dropped)
-    Path(job.examples).parent.mkdir(parents=True, exist_ok=True)
-    write_examples(job.examples, examples)
-    return len(examples)
-
-
-def exported_step(checkpoint: Path) -> int:
-    """The optimiser step whose weights a checkpoint holds."""
-    return json.loads((checkpoint / "probe.json").read_text())["step"]
+def exported_weights(folder: str) -> Weights:
+    """A checkpoint that a training of this run exported, with the step that wrote it."""
+    return Weights(folder, json.loads((Path(folder) / "probe.json").read_text())["step"])
 
 
 @contextmanager
@@ -168,13 +169,13 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
 
     config = study.config
     models: dict[str, tuple[str, SamplerConfig]] = {
-        policy.name: (os.path.abspath(policy.model), policy.sampler) for policy in config.policies
+        policy.name: (study.models[policy.name].base, policy.sampler) for policy in config.policies
     }
     serving = {name: name for name in models}
-    base = os.path.abspath(config.target.model)
-    serving[TARGET] = next((n for n, (model, _) in models.items() if model == base), TARGET)
-    if serving[TARGET] == TARGET:
-        models[TARGET] = (base, config.target.sampler)
+    own = config.own_policy
+    serving[TARGET] = own.name if own else TARGET
+    if own is None:
+        models[TARGET] = (study.target.base, config.target.sampler)
     run_id = hashlib.sha256(str(study.run.path).encode()).hexdigest()[:8]
     say(f"samplers: starting {', '.join(models)} (about a minute)")
     with ExitStack() as stack:

@@ -11,11 +11,15 @@ from typing import Any
 from rft_ray.types import VERDICTS
 
 POOLED = "pooled"
+ALL_ROUNDS = "all_rounds"
 
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over problems of the per-group counts of `selection.group_statistics`."""
+    """Sums over problems of the per-group counts of `selection.round_statistics`.
+
+    `pooled` is what all policies found in the round, `all_rounds` what they have found so far.
+    """
 
     num_problems: int = 0
     num_solved: int = 0
@@ -25,8 +29,10 @@ class Tally:
     def add(self, statistics: dict[str, Any]) -> None:
         """Count one group; a policy without rollouts found the problem too long."""
         self.num_problems += 1
-        self.num_solved += statistics[POOLED]["accepted"] > 0
-        for name, counts in [(POOLED, statistics[POOLED]), *statistics["policies"].items()]:
+        everything = statistics.get(ALL_ROUNDS, statistics[POOLED])
+        self.num_solved += everything["accepted"] > 0
+        sums = {POOLED: statistics[POOLED], ALL_ROUNDS: everything, **statistics["policies"]}
+        for name, counts in sums.items():
             total = self.counts.setdefault(name, Counter())
             if counts is None or counts["rollouts"] == 0:
                 self.too_long[name] += 1
@@ -36,7 +42,7 @@ class Tally:
     @property
     def selected(self) -> int:
         """Rollouts that the target will be trained on."""
-        return self.counts.get(POOLED, Counter())["selected"]
+        return self.counts.get(ALL_ROUNDS, Counter())["selected"]
 
     def per_problem(self, name: str, count: str) -> float:
         """Mean of a count over all problems, the unsolved ones included."""
@@ -48,6 +54,7 @@ class Tally:
         return {
             **counts,
             "problems": self.num_problems,
+            "solved": self.num_solved,
             "too_long": self.too_long[name],
             "correct_per_problem": self.per_problem(name, "correct"),
             "distinct_paths_per_problem": self.per_problem(name, "distinct_paths"),
@@ -61,21 +68,28 @@ class Tally:
         return {verdict: self.counts[name][verdict] for verdict in VERDICTS}
 
     def names(self) -> list[str]:
-        """The policies in order of appearance, then `pooled`."""
-        return [name for name in self.counts if name != POOLED] + [POOLED]
+        """The policies in order of appearance, then `pooled` and `all_rounds`."""
+        sums = [POOLED, ALL_ROUNDS]
+        return [name for name in self.counts if name not in sums] + sums
 
-    def table(self) -> str:
-        """Rollouts, correct and distinct paths per problem, per policy and pooled."""
-        lines = [
-            f"{'':16} {'rollouts':>9} {'correct':>9} {'distinct':>9} {'selected':>9}"
-            "   (per problem)"
-        ]
-        for name in self.names():
-            values = [
-                self.per_problem(name, count)
-                for count in ("rollouts", "correct", "distinct_paths", "selected")
-            ]
-            lines.append(f"{name:16} " + " ".join(f"{value:9.2f}" for value in values))
-        lines.append(f"problems with at least one accepted rollout: {self.num_solved}"
-                     f" of {self.num_problems}")
-        return "\n".join(lines)
+
+def counts_table(rows: list[dict[str, Any]]) -> str:
+    """Rollouts, correct, distinct paths and selected per problem, from lines of kind `select`.
+
+    Per policy and pooled, for every round, and over all rounds where there are several.
+    """
+    columns = ("rollouts", "correct", "distinct_paths", "selected")
+    has_rounds = len({row["round"] for row in rows}) > 1
+    names = [row["policy"] for row in rows if row["policy"] != ALL_ROUNDS]
+    width = max(16, *(len(name) for name in names))
+    header = f"{'policy':{width}} {'round':>5} {'rollouts':>9} {'correct':>9} {'distinct':>9}"
+    lines = [f"{header} {'selected':>9}   (per problem)"]
+    for row in rows:
+        if row["policy"] != ALL_ROUNDS or (has_rounds and row["round"] > 0):
+            name = row["policy"].replace("_", " ") if row["policy"] == ALL_ROUNDS else row["policy"]
+            means = [row[column] / max(1, row["problems"]) for column in columns]
+            shown = " ".join(f"{mean:9.2f}" for mean in means)
+            lines.append(f"{name:{width}} {row['round']:5d} {shown}")
+    last = rows[-1]
+    solved = f"{last['solved']} of {last['problems']}"
+    return "\n".join([*lines, f"problems with at least one accepted rollout: {solved}"])

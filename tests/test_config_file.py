@@ -113,7 +113,16 @@ def test_the_last_override_of_a_field_wins(path: Path) -> None:
         ("x: " + "[" * 600 + "\n", "c.yaml: not valid YAML: nested too deeply"),
         ("x: 2024-13-45\n", "c.yaml: not valid YAML: month must be in 1..12"),
         ("trainer: {row_tokens: 100}\n", "trainer.row_tokens (100) is less than max_length (512)"),
-        ("prompt_template: x\n", "c.yaml: prompt_template lacks {prompt}"),
+        ("prompt: {template: x}\n", "prompt: template is neither alpaca nor chat and lacks"),
+        ("prompt: {system: x}\n", "c.yaml:12: prompt: system needs template: chat"),
+        ("num_rounds: 0\n", "c.yaml:12: num_rounds: Input should be greater than or equal to 1"),
+        ("rounds: [{}, {}]\n", "c.yaml: rounds has 2 entries, but num_rounds is 1"),
+        ("rounds: [{temprature: 1}]\n", "unknown key 'rounds.0.temprature'; did you mean 'temper"),
+        ("controls: [all]\n", "c.yaml:12: controls.0: Input should be 'own', 'random' or 'no_ded"),
+        ("evaluation: {samples: 4, ks: [8]}\n", "c.yaml:12: evaluation: ks (8) exceeds samples"),
+        ("trackers: {mlflow: {uri: x}}\n", "mlflow: unknown key 'uri'; valid: experiment_name"),
+        ("rft: {start_from: newest}\n", "rft.start_from: Input should be 'base', 'sft' or 'curr"),
+        ("machines: {gpus_node: 8}\n", "unknown key 'machines.gpus_node'; did you mean 'gpus_per_node'?"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(path: Path, added: str, message: str) -> None:
@@ -168,7 +177,32 @@ def test_a_problem_set_needs_what_its_format_needs(path: Path) -> None:
 
 def test_start_from_sft_needs_an_sft(path: Path) -> None:
     message = refuse(path, BASE + "sft: null\n", "rft.start_from=sft")
-    assert "target.rft.start_from is sft, but the target has no sft" in message
+    assert "the target's RFT starts from its sft, but it has no sft" in message
+    restarts = "rounds: [{}, {retrain_policies: true, policies_start_from: sft}]\nnum_rounds: 2\n"
+    message = refuse(path, BASE + restarts, "policies.0.sft=null", "policies.1.sft=null")
+    assert "policy small is retrained from its sft, but has no sft" in message
+
+
+def test_the_last_entry_of_rounds_holds_for_all_after_it(path: Path) -> None:
+    config = load(path, BASE + "num_rounds: 4\nrounds: [{temperature: 0.5}, {temperature: 1}]\n")
+    assert [config.round(number).temperature for number in range(4)] == [0.5, 1.0, 1.0, 1.0]
+    assert load(path).round(3).temperature is None
+
+
+def test_the_control_of_own_rollouts_needs_a_policy_with_the_targets_model(path: Path) -> None:
+    own = load(path, BASE, "controls=[own]").own_policy
+    assert own is not None and own.name == "small"
+    for override in ("target.model=other", "policies=[{name: a, model: m}]"):
+        assert "controls: own needs several policies" in refuse(
+            path, BASE, "controls=[own]", override
+        )
+
+
+def test_a_set_of_problems_under_a_name_of_the_users_is_checked_like_any_other(path: Path) -> None:
+    message = refuse(path, BASE, "problems.out_of_domain.svamp={format: svamp, pth: x}")
+    assert "unknown key 'problems.out_of_domain.svamp.pth'; did you mean 'path'?" in message
+    message = refuse(path, BASE, "problems.heldout.split=dev")
+    assert "split 'dev' is none of train, validation, heldout" in message
 
 
 @pytest.mark.parametrize(
@@ -194,7 +228,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_resolved_dump_loads_back_to_an_equal_config(path: Path) -> None:
-    text = BASE + "sft: {epochs: 1.5}\nsampling: {k: 3}\nprompt_template: 'é {prompt}\\n'\n"
+    text = BASE + "sft: {epochs: 1.5}\nsampling: {k: 3}\nprompt: {template: 'é {prompt}\\n'}\n"
     sizes = {"eps": 1e-8, "name": "1e-8", "day": "2024-01-01", "off": "no"}
     config = load(path, text, "policies.0.sft=null", f"trainer.deepspeed={json.dumps(sizes)}")
     assert config.trainer.deepspeed == sizes

@@ -6,20 +6,21 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from rft_ray.config import PromptConfig
+from rft_ray.errors import InputError
 from rft_ray.packing import ExampleColumns
 from rft_ray.prompts import (
-    encode_prompt,
-    gold_examples,
+    Prompt,
     group_examples,
     make_example,
+    make_prompt,
     read_example_columns,
     read_examples,
-    render_prompt,
     write_examples,
 )
 from rft_ray.types import Example, Group, Problem, Rollout
 
-TEMPLATE = "Q: {prompt} {x} A: "
+PROMPT = Prompt("Q: {prompt} {x} A: ")
 PROBLEM = Problem("p1", "two plus two", "4", solution="four")
 
 
@@ -41,11 +42,11 @@ def rollout(text: str, selected: bool) -> Rollout:
 
 def test_only_the_prompt_placeholder_is_replaced() -> None:
     problem = Problem("p", "a {x} and {prompt}", "1")
-    assert render_prompt(problem, TEMPLATE) == "Q: a {x} and {prompt} {x} A: "
+    assert PROMPT.render(problem) == "Q: a {x} and {prompt} {x} A: "
 
 
 def test_the_prompt_has_the_special_tokens_of_a_beginning_and_no_end(tokenizer) -> None:
-    ids = encode_prompt(PROBLEM, tokenizer, TEMPLATE)
+    ids = PROMPT.encode(PROBLEM, tokenizer)
     assert ids[0] == tokenizer.bos_token_id
     assert tokenizer.decode(ids[1:]).replace(" ", "") == "Q:twoplustwo{x}A:"
 
@@ -55,13 +56,13 @@ def test_an_eos_that_the_tokenizer_puts_after_every_text_does_not_end_a_prompt(t
     core.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
     closing = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
     assert closing.encode("x")[-1] == closing.eos_token_id
-    without_bos = encode_prompt(PROBLEM, tokenizer, TEMPLATE)[1:]
-    assert encode_prompt(PROBLEM, closing, TEMPLATE) == without_bos
+    without_bos = PROMPT.encode(PROBLEM, tokenizer)[1:]
+    assert PROMPT.encode(PROBLEM, closing) == without_bos
 
 
 def test_an_example_is_the_prompt_then_the_completion_then_eos(tokenizer) -> None:
-    example = make_example(PROBLEM, "four", tokenizer, TEMPLATE)
-    prompt = encode_prompt(PROBLEM, tokenizer, TEMPLATE)
+    example = make_example(PROBLEM, "four", tokenizer, PROMPT)
+    prompt = PROMPT.encode(PROBLEM, tokenizer)
     learned = tokenizer.encode("four", add_special_tokens=False)
     assert example.input_ids == [*prompt, *learned, tokenizer.eos_token_id]
     assert example.loss_mask == [0] * len(prompt) + [1] * (len(learned) + 1)
@@ -70,7 +71,7 @@ def test_an_example_is_the_prompt_then_the_completion_then_eos(tokenizer) -> Non
 def test_a_tokenizer_without_eos_is_refused(tokenizer) -> None:
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="no EOS"):
-        make_example(PROBLEM, "four", endless, TEMPLATE)
+        make_example(PROBLEM, "four", endless, PROMPT)
 
 
 def test_gold_goes_first_and_the_order_of_rollouts_is_kept(tokenizer) -> None:
@@ -78,7 +79,7 @@ def test_gold_goes_first_and_the_order_of_rollouts_is_kept(tokenizer) -> None:
         Group(PROBLEM, [rollout("b", True), rollout("no", False), rollout("a", True)]),
         Group(Problem("p2", "q", "1"), [rollout("c", True)]),
     ]
-    examples, dropped = group_examples(groups, tokenizer, TEMPLATE, max_length=100)
+    examples, dropped = group_examples(groups, tokenizer, PROMPT, max_length=100)
     tails = ["four", "b", "a", "c"]
     assert [e.input_ids[-len(t) - 1 : -1] for e, t in zip(examples, tails, strict=True)] == [
         tokenizer.encode(t, add_special_tokens=False) for t in tails
@@ -87,10 +88,11 @@ def test_gold_goes_first_and_the_order_of_rollouts_is_kept(tokenizer) -> None:
 
 
 def test_longer_examples_are_dropped_and_counted(tokenizer) -> None:
-    length = len(make_example(PROBLEM, "four", tokenizer, TEMPLATE).input_ids)
-    assert gold_examples([PROBLEM], tokenizer, TEMPLATE, length)[1] == 0
-    assert gold_examples([PROBLEM], tokenizer, TEMPLATE, length - 1) == ([], 1)
-    assert gold_examples([Problem("p", "q", "1")], tokenizer, TEMPLATE, 100) == ([], 0)
+    length = len(make_example(PROBLEM, "four", tokenizer, PROMPT).input_ids)
+    gold = [Group(PROBLEM)]
+    assert group_examples(gold, tokenizer, PROMPT, length)[1] == 0
+    assert group_examples(gold, tokenizer, PROMPT, length - 1) == ([], 1)
+    assert group_examples([Group(Problem("p", "q", "1"))], tokenizer, PROMPT, 100) == ([], 0)
 
 
 def test_examples_survive_the_file_and_leave_nothing_else(tmp_path: Path) -> None:
@@ -109,3 +111,60 @@ def test_an_empty_file_can_be_written_and_read(tmp_path: Path) -> None:
     write_examples(path, [])
     assert read_examples(path) == []
     assert len(read_example_columns(path).lengths) == 0
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chatty(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The same characters with a chat template that writes EOS after each turn."""
+    core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    own.chat_template = CHAT
+    return own
+
+
+def decode(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    return "".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+def test_the_alpaca_prompt_is_the_papers() -> None:
+    assert Prompt("alpaca").render(Problem("p", "Why?", "1")) == (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\nWhy?\n\n### Response:"
+    )
+
+
+def test_a_chat_is_the_models_own_template_with_nothing_added(chatty) -> None:
+    prompt = Prompt("chat", system="Be brief.", shots=(("one plus one", "two"),))
+    expected = (
+        "<system>Be brief.</s><user>one plus one</s><assistant>two</s>"
+        "<user>two plus two</s><assistant>"
+    )
+    assert decode(chatty, prompt.encode(PROBLEM, chatty)) == expected
+    example = make_example(PROBLEM, "four", chatty, prompt)
+    assert decode(chatty, example.input_ids) == expected + "four</s>"
+    assert prompt.stop == ()
+
+
+def test_a_model_without_a_chat_template_is_refused_in_one_line(tokenizer) -> None:
+    with pytest.raises(InputError, match="no chat template"):
+        Prompt("chat").encode(PROBLEM, tokenizer)
+
+
+def test_solved_problems_come_first_and_never_the_problem_itself() -> None:
+    solved = [Problem(str(i), f"{i}+{i}?", str(2 * i), solution=f"{2 * i}") for i in range(4)]
+    unsolved = Problem("u", "u?", "1")
+    prompt = make_prompt(PromptConfig(template="Q {prompt} A ", shots=2), [unsolved, *solved])
+    assert prompt.render(Problem("p", "x?", "1")) == "Q 0+0? A 0\n\nQ 1+1? A 2\n\nQ x? A "
+    assert prompt.render(solved[1]) == "Q 0+0? A 0\n\nQ 1+1? A "
+    assert prompt.stop == ("\n\nQ",)
+    assert make_prompt(PromptConfig(), solved).stop == ()
+    with pytest.raises(InputError, match="shots is 5, but only 4 training problems"):
+        make_prompt(PromptConfig(shots=5), solved)

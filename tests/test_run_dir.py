@@ -38,7 +38,7 @@ def test_another_recipe_is_refused_and_names_the_key(tmp_path: Path) -> None:
     with open_run_dir(make_config(tmp_path / "run")):
         pass
     with (
-        pytest.raises(InputError, match=r"another target\.rft\.learning_rate"),
+        pytest.raises(InputError, match=r"another rft\.learning_rate"),
         open_run_dir(make_config(tmp_path / "run", rft={"learning_rate": 1.0})),
     ):
         pass
@@ -51,6 +51,26 @@ def test_where_work_runs_may_change(tmp_path: Path) -> None:
     elsewhere = make_config(tmp_path / "run", **moved)
     with open_run_dir(elsewhere):
         pass
+
+
+def test_a_run_may_be_taken_further_but_not_cut_short(tmp_path: Path) -> None:
+    with open_run_dir(make_config(tmp_path / "run", num_rounds=2)):
+        pass
+    with open_run_dir(make_config(tmp_path / "run", num_rounds=3)):
+        pass
+    with (
+        pytest.raises(InputError, match="another num_rounds"),
+        open_run_dir(make_config(tmp_path / "run", num_rounds=2)),
+    ):
+        pass
+
+
+def test_scored_completions_are_named_after_checkpoint_set_and_kind(tmp_path: Path) -> None:
+    with open_run_dir(make_config(tmp_path / "run")) as run:
+        path = run.scored(str(run.round(1).checkpoint), "heldout", "greedy")
+        assert path == run.path / "scored" / "round-001-checkpoint-heldout-greedy"
+        base = run.scored("/models/base", "heldout", "greedy")
+        assert base.parent == path.parent and base.name.endswith("models-base-heldout-greedy")
 
 
 def test_two_drivers_never_share_a_run_directory(tmp_path: Path) -> None:

@@ -2,7 +2,15 @@
 
 import numpy as np
 
-from rft_ray.sampling import SampledTokens, request_seed, to_rollouts
+from rft_ray.config import SamplingConfig
+from rft_ray.sampling import (
+    SampledTokens,
+    cut_at_stop,
+    request_seed,
+    sampling_params,
+    to_rollouts,
+)
+from rft_ray.types import Rollout
 
 
 class Letters:
@@ -42,3 +50,18 @@ def test_a_seed_depends_on_everything_that_names_the_request_and_on_nothing_else
     assert len(others | {seed}) == 7
     # room for sample i at seed + i in 64 signed bits
     assert max(others) < 2**62
+
+
+def test_a_stop_text_ends_the_completion_and_takes_the_token_ids_with_it() -> None:
+    rollout = Rollout("p", "four\n\nQ: next", token_ids=[1, 2], finish_reason="length")
+    cut = cut_at_stop(rollout, ["Q:", "\n\n"])
+    assert (cut.completion, cut.token_ids, cut.finish_reason) == ("four", None, "stop")
+    assert cut_at_stop(rollout, ["R:"]) is rollout
+
+
+def test_a_rounds_temperature_goes_before_the_policys_own() -> None:
+    config = SamplingConfig(k=3, temperature=0.7)
+    assert sampling_params(config)["temperature"] == 0.7
+    assert sampling_params(config, 0.0)["temperature"] == 0.0
+    assert "stop" not in sampling_params(config)
+    assert sampling_params(SamplingConfig(stop=["x"]))["stop"] == ["x"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rft_ray.config import SelectionConfig, VerifierConfig
+from rft_ray.prompts import Prompt, make_example
 from rft_ray.records import read_groups
 from rft_ray.sampling import Policy, SamplingPlan, Weights
 from rft_ray.types import Group, Problem
@@ -18,10 +19,10 @@ from rft_ray.word_problems import generate_word_problems
 from tests.conftest import BASES, RUN_ID
 
 pytestmark = pytest.mark.engine
-TEMPLATE = "Question: {prompt}\nAnswer:\n"
+PROMPT = Prompt("Question: {prompt}\nAnswer:\n")
 
 
-def make_plan() -> SamplingPlan:
+def make_plan(round: int = 0) -> SamplingPlan:
     """Three rollouts from each of the two base models."""
     from rft_ray.sampler import application_name
 
@@ -31,13 +32,14 @@ def make_plan() -> SamplingPlan:
             name=name,
             application=application_name(RUN_ID, name),
             weights=Weights(str(BASES / name), 0),
+            prompt=PROMPT,
             sampling=sampling,
             max_model_len=192,
             max_rollouts_in_flight=24,
         )
         for name in ("tied", "untied")
     ]
-    return SamplingPlan(policies, TEMPLATE, seed=0, round=0)
+    return SamplingPlan(policies, seed=0, round=round)
 
 
 def run_stream(problems: list[Problem], folder: Path) -> tuple[list[Any], dict[str, Group]]:
@@ -79,19 +81,46 @@ def test_a_stream_that_lost_files_samples_only_what_is_missing_and_gives_the_sam
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+def test_a_second_round_stands_behind_the_first_and_is_selected_with_it(
+    samplers: dict[str, Any], tmp_path: Path
+) -> None:
+    from rft_ray.stages import (
+        join_pool,
+        sample_groups,
+        select_groups,
+        verify_groups,
+        write_groups,
+    )
+
+    problems = generate_word_problems(6, seed=0, split="train")
+    _, first = run_stream(problems, tmp_path)
+    groups = sample_groups(problems, make_plan(1), str(tmp_path / "sampled-1"))
+    groups = join_pool(verify_groups(groups, VerifierConfig()), str(tmp_path / "selected"))
+    groups = select_groups(groups, SelectionConfig())
+    statistics = list(write_groups(groups, str(tmp_path / "selected-1"), round=1))
+    second = {g.problem.id: g for g in read_groups(str(tmp_path / "selected-1"))}
+    for problem in problems:
+        rollouts = second[problem.id].rollouts
+        assert [r.round for r in rollouts] == [0] * 6 + [1] * 6
+        earlier = [replace(r, selected=None) for r in rollouts[:6]]
+        assert earlier == [replace(r, selected=None) for r in first[problem.id].rollouts]
+        # other seeds, so other rollouts
+        assert [r.token_ids for r in rollouts[:6]] != [r.token_ids for r in rollouts[6:]]
+    assert {row["pooled"]["rollouts"] for row in statistics} == {6}
+    assert {row["all_rounds"]["rollouts"] for row in statistics} == {12}
+
+
 def test_prompts_are_the_same_tokens_in_sampling_and_in_training(
     samplers: dict[str, Any], tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
 
-    from rft_ray.prompts import encode_prompt, make_example
-
     tokenizer = AutoTokenizer.from_pretrained(BASES / "tied")
     (problem,) = generate_word_problems(1, seed=1, split="train")
     _, groups = run_stream([problem], tmp_path)
-    prompt_ids = encode_prompt(problem, tokenizer, TEMPLATE)
+    prompt_ids = PROMPT.encode(problem, tokenizer)
     for rollout in groups[problem.id].rollouts[:3]:
-        example = make_example(problem, rollout.completion, tokenizer, TEMPLATE)
+        example = make_example(problem, rollout.completion, tokenizer, PROMPT)
         assert example.input_ids[: len(prompt_ids)] == prompt_ids
         assert example.loss_mask.index(1) == len(prompt_ids)
         # asked again with exactly those ids, the engine draws exactly that rollout
@@ -102,6 +131,25 @@ def test_prompts_are_the_same_tokens_in_sampling_and_in_training(
             request_seed_of(problem) + rollout.sample,
         )
         assert asked.result().token_ids.tolist() == rollout.token_ids
+
+
+def test_a_stop_text_ends_a_rollout_early(samplers: dict[str, Any], tmp_path: Path) -> None:
+    from rft_ray.stages import sample_groups
+
+    problems = generate_word_problems(4, seed=2, split="train")
+    plan = make_plan()
+    stopping = [replace(p, sampling={**p.sampling, "stop": ["e"]}) for p in plan.policies]
+    groups = sample_groups(problems, replace(plan, policies=stopping), str(tmp_path / "stopped"))
+    groups.materialize()
+    stopped = read_groups(str(tmp_path / "stopped"))
+    texts = {group.problem.id: group.rollouts for group in stopped}
+    cut = [r for own in texts.values() for r in own if r.token_ids is None]
+    assert cut and all(r.finish_reason == "stop" and "e" not in r.completion for r in cut)
+    # the same seeds without stop texts: the same rollouts, only longer
+    sample_groups(problems, plan, str(tmp_path / "free")).materialize()
+    for group in read_groups(str(tmp_path / "free")):
+        for free, own in zip(group.rollouts, texts[group.problem.id], strict=True):
+            assert own.completion == free.completion.partition("e")[0]
 
 
 def request_seed_of(problem: Problem) -> int:

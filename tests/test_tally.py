@@ -1,7 +1,9 @@
 """Counting rollouts over groups. Run: pytest tests/test_tally.py"""
 
-from rft_ray.selection import group_statistics, select_group
-from rft_ray.tally import POOLED, Tally
+from dataclasses import replace
+
+from rft_ray.selection import group_statistics, round_statistics, select_group
+from rft_ray.tally import ALL_ROUNDS, POOLED, Tally, counts_table
 from rft_ray.types import Group, Problem, Rollout
 
 
@@ -26,7 +28,7 @@ def test_means_are_over_all_problems_and_pooled_paths_are_not_counted_twice() ->
     assert tally.per_problem(POOLED, "distinct_paths") == 1.0
     assert (tally.num_problems, tally.num_solved, tally.selected) == (2, 1, 2)
     assert tally.verdicts(POOLED)["wrong"] == 3
-    assert tally.names() == ["a", "b", POOLED]
+    assert tally.names() == ["a", "b", POOLED, ALL_ROUNDS]
 
 
 def test_a_policy_without_rollouts_found_the_problem_too_long() -> None:
@@ -38,3 +40,30 @@ def test_a_policy_without_rollouts_found_the_problem_too_long() -> None:
     tally.add(statistics)
     assert tally.row("b")["too_long"] == 1
     assert tally.row("a")["too_long"] == 0
+
+
+def test_a_rounds_own_rollouts_are_counted_apart_from_the_pool() -> None:
+    first = make_group(0, {"a": ["<<2+2=4>>4", "no"]})
+    second = make_group(0, {"a": ["<<1+3=4>>4"], "b": ["no", "no"]})
+    later = [replace(rollout, round=1) for rollout in second.rollouts]
+    joined = select_group(Group(first.problem, first.rollouts + later))
+    tally = Tally()
+    tally.add(round_statistics(joined, 1))
+    assert [tally.row(name)["rollouts"] for name in tally.names()] == [1, 2, 3, 5]
+    assert [tally.row(name)["selected"] for name in tally.names()] == [1, 0, 1, 2]
+    assert tally.selected == 2 and tally.num_solved == 1
+
+
+def test_the_table_shows_the_pool_only_where_there_are_several_rounds() -> None:
+    tally = Tally()
+    tally.add(round_statistics(make_group(0, {"a": ["4", "no"], "b": ["no"]}), 0))
+    lines = [{"round": 0, "policy": name, **tally.row(name)} for name in tally.names()]
+    table = counts_table(lines)
+    assert "all rounds" not in table and "1 of 1" in table
+    assert [row.split()[:3] for row in table.splitlines()[1:4]] == [
+        ["a", "0", "2.00"],
+        ["b", "0", "1.00"],
+        ["pooled", "0", "3.00"],
+    ]
+    again = [{**line, "round": 1} for line in lines]
+    assert "all rounds" in counts_table(lines + again)

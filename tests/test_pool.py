@@ -1,0 +1,42 @@
+"""Groups on disk, by problem id. Run: pytest tests/test_pool.py"""
+
+from pathlib import Path
+
+import pytest
+
+from rft_ray.pool import FILES_IN_MEMORY, Pool
+from rft_ray.records import write_groups
+from rft_ray.types import Group, Problem, Rollout
+
+
+def make_pool(folder: Path, num_files: int = 3, per_file: int = 2) -> list[Group]:
+    """A folder of groups files, written out of order."""
+    groups = [
+        Group(Problem(f"p{i}", "q", "1"), [Rollout("a", f"text {i}")])
+        for i in range(num_files * per_file)
+    ]
+    folder.mkdir()
+    for number in reversed(range(num_files)):
+        own = groups[number * per_file : (number + 1) * per_file]
+        write_groups(folder / f"{num_files - number:03d}.parquet", own)
+    return groups
+
+
+def test_groups_are_found_by_id_and_come_in_the_order_of_the_problems(tmp_path: Path) -> None:
+    groups = make_pool(tmp_path / "pool")
+    pool = Pool(tmp_path / "pool")
+    assert len(pool) == 6
+    assert pool.get("p3") == groups[3] and pool.get("p9") is None
+    problems = [group.problem for group in groups]
+    assert list(pool.in_order(problems)) == groups
+    assert list(pool.in_order(problems[::-1])) == groups[::-1]
+    with pytest.raises(KeyError, match="p9"):
+        list(pool.in_order([Problem("p9", "q", "1")]))
+
+
+def test_only_a_few_files_stay_in_memory(tmp_path: Path) -> None:
+    groups = make_pool(tmp_path / "pool", num_files=2 * FILES_IN_MEMORY, per_file=1)
+    pool = Pool(tmp_path / "pool")
+    for _ in range(2):
+        assert [pool.get(group.problem.id) for group in groups] == groups
+        assert len(pool._recent) == FILES_IN_MEMORY
