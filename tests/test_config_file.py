@@ -122,7 +122,7 @@ def test_the_last_override_of_a_field_wins(path: Path) -> None:
         ("evaluation: {samples: 4, ks: [8]}\n", "c.yaml:12: evaluation: ks (8) exceeds samples"),
         ("trackers: {mlflow: {uri: x}}\n", "mlflow: unknown key 'uri'; valid: experiment_name"),
         ("rft: {start_from: newest}\n", "rft.start_from: Input should be 'base', 'sft' or 'curr"),
-        ("machines: {gpus_node: 8}\n", "unknown key 'machines.gpus_node'; did you mean 'gpus_per_node'?"),
+        ("machines: {gpus_node: 8}\n", "unknown key 'machines.gpus_node'; did you mean 'gpus_p"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(path: Path, added: str, message: str) -> None:

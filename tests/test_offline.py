@@ -1,4 +1,7 @@
-"""The whole offline job at reduced size, killed half-way and continued by the same command.
+"""A small study in two rounds, killed half-way and continued by the same command.
+
+The policies are retrained between the rounds; ICL, SFT, RFT on pooled rollouts and two controls are
+scored, greedily, with samples, and out of domain.
 
 Run: pytest tests/test_offline.py
 """
@@ -31,10 +34,18 @@ OVERRIDES = [
     "sft.steps=40",
     "sft.export_every=20",
     "policies.1.sft.steps=30",
-    "rft.steps=40",
-    "rft.export_every=20",
+    "rft.steps=20",
+    "rft.export_every=10",
     "trainer.checkpoint_every=10",
+    "num_rounds=2",
+    "rounds=[{}, {retrain_policies: true, temperature: 0.8, target_start_from: sft}]",
+    "controls=[own, random]",
+    "problems.out_of_domain.other={format: word_problems, split: heldout, seed: 1, count: 16}",
+    "evaluation.samples=4",
+    "evaluation.ks=[2, 4]",
+    "evaluation.icl_shots=1",
 ]
+STAGES = ("icl", "sft", "rft_pooled", "rft_own", "rft_random")
 
 
 def start(run_dir: Path) -> subprocess.Popen[str]:
@@ -78,27 +89,67 @@ def test_nothing_that_reached_disk_is_sampled_again(
     run_dir, kept, _ = finished
     assert len(kept) >= 2
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    for folder in ("sampled", "selected"):
-        groups = list(read_groups(str(run_dir / "round-000" / folder)))
-        assert Counter(g.problem.id for g in groups) == {
+    made = {(p, i) for p in ("tied", "untied") for i in range(K)}
+    for number in range(2):
+        sampled = list(read_groups(str(run_dir / f"round-{number:03d}" / "sampled")))
+        assert Counter(g.problem.id for g in sampled) == {
             f"word-train-0-{i}": 1 for i in range(NUM_TRAIN)
         }
-        for group in groups:
-            made = Counter((r.policy, r.sample) for r in group.rollouts)
-            assert made == {(p, i): 1 for p in ("tied", "untied") for i in range(K)}
+        for group in sampled:
+            assert {(r.policy, r.sample) for r in group.rollouts} == made
+            assert len(group.rollouts) == len(made)
+            assert {r.round for r in group.rollouts} == {number}
+
+
+def test_the_pool_grows_and_says_where_each_rollout_came_from(
+    finished: tuple[Path, dict[Path, int], str],
+) -> None:
+    run_dir = finished[0]
+    first, second = (
+        {g.problem.id: g for g in read_groups(str(run_dir / f"round-{number:03d}" / "selected"))}
+        for number in range(2)
+    )
+    assert len(first) == len(second) == NUM_TRAIN
+    versions = set()
+    for key, group in second.items():
+        early, late = group.rollouts[: 2 * K], group.rollouts[2 * K :]
+        assert [r.completion for r in early] == [r.completion for r in first[key].rollouts]
+        assert {r.round for r in early} == {0} and {r.round for r in late} == {1}
+        versions |= {(r.round, r.policy, r.policy_version) for r in group.rollouts}
+    # the policies of the second round were trained for 20 steps on the pool of the first
+    assert versions == {
+        (0, "tied", 40), (0, "untied", 30), (1, "tied", 20), (1, "untied", 20),
+    }  # fmt: skip
 
 
 def test_training_is_not_repeated(finished: tuple[Path, dict[Path, int], str]) -> None:
     run_dir, _, _ = finished
     steps = Counter(
-        (row["job"], row["step"])
+        (row["job"], row["round"], row["step"])
         for row in read_metrics(run_dir / "metrics.jsonl")
         if row["kind"] == "train_step"
     )
     assert set(steps.values()) == {1}
-    # the target's SFT is the tied policy's: same base, same recipe
-    assert {job for job, _ in steps} == {"sft-tied", "sft-untied", "rft-target"}
-    assert Counter(job for job, _ in steps)["rft-target"] == 40
+    # the target's SFT is the tied policy's, and the tied policy retrained is the target of the
+    # first round: same base, same recipe, same data
+    assert Counter((job, number) for job, number, _ in steps) == {
+        ("sft-tied", 0): 40,
+        ("sft-untied", 0): 30,
+        ("rft-untied", 1): 20,
+        **{
+            (job, number): 20
+            for job in ("rft-target", "rft-target-own", "rft-target-random")
+            for number in range(2)
+        },
+    }
+    counts = {
+        (row["job"], row["round"]): row["kept"]
+        for row in read_metrics(run_dir / "metrics.jsonl")
+        if row["kind"] == "examples"
+    }
+    for number in range(2):
+        assert counts["rft-target-random", number] == counts["rft-target", number] > NUM_TRAIN
+        assert counts["rft-target-own", number] <= counts["rft-target", number]
 
 
 def test_verdicts_and_selection_are_the_oracles(
@@ -106,7 +157,7 @@ def test_verdicts_and_selection_are_the_oracles(
 ) -> None:
     run_dir, _, _ = finished
     num_correct = 0
-    for group in read_groups(str(run_dir / "round-000" / "selected")):
+    for group in read_groups(str(run_dir / "round-001" / "selected")):
         accepted = []
         for rollout in group.rollouts:
             expected = oracle_verdict(group.problem, rollout.completion)
@@ -135,17 +186,53 @@ def test_every_refresh_agreed_with_the_trainer(
 
 def test_results_are_there_and_consistent(finished: tuple[Path, dict[Path, int], str]) -> None:
     run_dir, _, output = finished
-    rows: list[dict[str, Any]] = json.loads((run_dir / "round-000/evaluation.json").read_text())
-    names = {(row["model"], row["stage"], row["metric"]) for row in rows}
-    assert {("tied", "sft", "pass@1"), ("untied", "sft", "pass@1")} < names
+    tables: list[list[dict[str, Any]]] = [
+        json.loads((run_dir / f"round-{number:03d}/evaluation.json").read_text())
+        for number in range(2)
+    ]
+    first, second = ({(r["model"], r["stage"], r["metric"]) for r in rows} for rows in tables)
+    assert {("tied", "sft", "pass@1"), ("untied", "sft", "pass@1")} < first
+    assert {("tied", "rft_pooled", "pass@1"), ("untied", "rft_pooled", "pass@1")} < second
+    metrics = ("pass@1", "avg@4", "pass@2", "maj@2", "pass@4", "maj@4", "other/pass@1")
+    assert {("target", stage, metric) for stage in STAGES for metric in metrics} < first
+    assert {("target", stage, metric) for stage in STAGES[2:] for metric in metrics} < second
+    assert {r["stage"] for r in tables[1]} == set(STAGES[2:])
     for stage in ("sft", "rft_pooled"):
-        assert ("target", stage, "pass@1") in names
-        assert ("target", stage, "pass@1_best_validation") in names
-    for row in rows:
-        assert row["low"] <= row["value"] <= row["high"] and row["n"] == 32
-    assert "rft_pooled" in output and "pooled" in output
+        assert ("target", stage, "pass@1_best_validation") in first
+    for row in (row for rows in tables for row in rows):
+        assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+        assert row["n"] == (16 if row["metric"].startswith("other/") else 32)
+    by_name = {(r["stage"], r["metric"]): r["value"] for r in tables[0] if r["model"] == "target"}
+    for stage in STAGES:
+        assert by_name[stage, "avg@4"] <= by_name[stage, "pass@2"] <= by_name[stage, "pass@4"]
+    assert "rft_pooled" in output and "all rounds" in output
     report = (run_dir / "report.html").read_text()
     assert "<svg" in report and "http" + "://" not in report.replace("http://www.w3.org", "")
+
+
+def test_scores_are_those_of_the_completions_on_disk(
+    finished: tuple[Path, dict[Path, int], str],
+) -> None:
+    run_dir = finished[0]
+    rows = json.loads((run_dir / "round-001/evaluation.json").read_text())
+    (row,) = (r for r in rows if r["stage"] == "rft_pooled" and r["model"] == "target"
+              and r["metric"] == "pass@1")  # fmt: skip
+    groups = list(read_groups(run_dir / "scored/round-001-checkpoint-heldout-greedy.parquet"))
+    right = [g.rollouts[0].completion.split("####")[-1].strip() == g.problem.answer for g in groups]
+    assert row["value"] == sum(right) / 32
+
+
+def test_a_finished_run_shows_its_results_again_and_computes_nothing(
+    finished: tuple[Path, dict[Path, int], str],
+) -> None:
+    run_dir, _, output = finished
+    before = (run_dir / "metrics.jsonl").read_text()
+    again = start(run_dir)
+    shown, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, shown[-3000:]
+    assert (run_dir / "metrics.jsonl").read_text() == before
+    table = [line for line in output.splitlines() if "(n = " in line]
+    assert table == [line for line in shown.splitlines() if "(n = " in line] and table
 
 
 def test_the_checkpoint_is_an_ordinary_model(
@@ -158,7 +245,7 @@ def test_the_checkpoint_is_an_ordinary_model(
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     probe = json.loads((checkpoint / "probe.json").read_text())
-    assert tokenizer.eos_token_id is not None and probe["step"] == 40
+    assert tokenizer.eos_token_id is not None and probe["step"] == 20
     ids = torch.tensor([probe["token_ids"][0]])
     with torch.no_grad():
         logprobs = model(ids).logits[0, :-1].log_softmax(-1)
@@ -177,4 +264,4 @@ def test_a_changed_recipe_is_refused_with_exit_code_2(
         text=True,
     )
     assert done.returncode == 2
-    assert "learning_rate" in done.stderr and "Traceback" not in done.stderr
+    assert "another rft.learning_rate" in done.stderr and "Traceback" not in done.stderr
