@@ -62,7 +62,7 @@ def test_malformed_lines_are_skipped_and_counted_on_request(
     with caplog.at_level(logging.WARNING):
         problems = gsm8k(path, skip_bad=True, count=2)
     assert [problem.answer for problem in problems] == ["0", "1"]
-    assert f"{path}: skipped 2 bad lines, the first: {path}:1: question: missing" in caplog.text
+    assert f"{path}: skipped 2 bad records, the first: {path}:1: question: missing" in caplog.text
 
 
 def test_count_takes_the_first_and_demands_them(tmp_path: Path) -> None:
