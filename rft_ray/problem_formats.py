@@ -13,6 +13,9 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from rft_ray.config import ProblemSetConfig
 from rft_ray.errors import InputError
 from rft_ray.grading import ANSWER_MARK, parse_plain_number
@@ -21,6 +24,7 @@ from rft_ray.types import Problem
 
 Raw = dict[str, Any]
 
+SENTENCE_ENDS = ".?!,;:)]\"'\N{RIGHT DOUBLE QUOTATION MARK}\N{HORIZONTAL ELLIPSIS}"
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # Where TeX leaves the formula or the line that a box without braces stands in.
@@ -59,7 +63,7 @@ def parse_svamp(raw: Raw, default_id: str, source: str) -> Problem:
     The id must be there, so `default_id` goes unused.
     """
     name, body = _text_or_number(raw, "ID"), _text(raw, "Body").strip()
-    if body[-1].isalnum():
+    if body[-1] not in SENTENCE_ENDS:
         body += "."
     answer = _text_or_number(raw, "Answer").strip()
     if parse_plain_number(answer) is None:
@@ -78,6 +82,20 @@ def parse_columns(raw: Raw, default_id: str, source: str, config: ProblemSetConf
         source=source,
         solution=_text(raw, config.solution_column) if has_solution else None,
     )
+
+
+def read_row(table: Any, index: int) -> Raw:
+    """A row of an Arrow table or batch as plain data; InputError for text that is not UTF-8."""
+    row: Raw = {}
+    for name in table.schema.names:
+        value = table.column(name)[index]
+        try:
+            row[name] = value.as_py()
+        except UnicodeDecodeError:
+            raise InputError(f"{name}: not UTF-8 text") from None
+        if value.type == pa.float32() and row[name] is not None:
+            row[name] = np.float32(row[name])  # 0.1, where a double would say 0.10000000149011612
+    return row
 
 
 def find_last_box(solution: str) -> str:

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -135,8 +134,10 @@ def _open_records(config: ProblemSetConfig) -> Iterator[Record]:
         case "parquet":
             return _read_rows(_open_parquet(path, config), path.stem)
         case "huggingface":
-            return _read_rows(_open_dataset(config), path.name if path.exists() else config.path)
-        case "math" if path.is_dir():
+            return _read_rows(
+                _open_dataset(config), path.name if os.path.exists(path) else config.path
+            )
+        case "math" if os.path.isdir(path):
             return _read_tree(path)
     return _read_json_lines(path, config.format)
 
@@ -190,25 +191,12 @@ def _read_json_file(path: Path) -> Any:
 
 def _read_rows(tables: Iterable[tuple[str, Any]], source: str) -> Iterator[Record]:
     """The rows of (place, Arrow batch or table); places count within a file, ids over all."""
-    row_of: Counter[str] = Counter()
-    for place, table in tables:
-        for index in range(table.num_rows):
-            row_of[place] += 1
-            where, default_id = f"{place}: row {row_of[place]}", str(row_of.total())
-            yield Record(where, default_id, source, partial(_read_row, table, index))
-
-
-def _read_row(table: Any, index: int) -> dict[str, Any]:
-    row = {}
-    for name in table.schema.names:
-        value = table.column(name)[index]
-        try:
-            row[name] = value.as_py()
-        except UnicodeDecodeError:
-            raise InputError(f"{name}: not UTF-8 text") from None
-        if value.type == pa.float32() and row[name] is not None:
-            row[name] = np.float32(row[name])  # 0.1, where a double would say 0.10000000149011612
-    return row
+    rows_of: Counter[str] = Counter()
+    rows = ((place, table, index) for place, table in tables for index in range(table.num_rows))
+    for number, (place, table, index) in enumerate(rows, start=1):
+        rows_of[place] += 1
+        read = partial(problem_formats.read_row, table, index)
+        yield Record(f"{place}: row {rows_of[place]}", str(number), source, read)
 
 
 def _open_parquet(path: Path, config: ProblemSetConfig) -> Iterator[tuple[str, pa.RecordBatch]]:
@@ -244,7 +232,7 @@ def _load_dataset(config: ProblemSetConfig) -> Any:
     import datasets
 
     folder = Path(str(config.path))
-    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    if not any(os.path.isfile(folder / name) for name in ("state.json", "dataset_dict.json")):
         return datasets.load_dataset(config.path, config.subset, split=config.split)
     if config.subset is not None:
         raise InputError(f"{folder}: subset: a saved data set has none")
