@@ -155,17 +155,11 @@ def test_screl_never_takes_a_sample_for_a_bad_gold_line(tmp_path: Path) -> None:
 def test_math_lines_take_the_answer_or_the_last_box(tmp_path: Path) -> None:
     path = write_lines(
         tmp_path / "m.jsonl",
-        {
-            "problem": "p",
-            "solution": "s",
-            "answer": "x^2",
-            "unique_id": "a/1",
-            "subject": "Algebra",
-        },
+        {"problem": "p", "solution": "s", "answer": "x", "unique_id": "a/1", "subject": "Algebra"},
         {"problem": "q", "solution": r"$\boxed{1}$ or $\boxed{\frac{1}{2}}$", "level": 3},
     )
     assert load("math", path) == [
-        Problem("a/1", "p", "x^2", "math/m/Algebra", "s"),
+        Problem("a/1", "p", "x", "math/m/Algebra", "s"),
         Problem("math-m-1", "q", r"\frac{1}{2}", "math/m", r"$\boxed{1}$ or $\boxed{\frac{1}{2}}$"),
     ]
     path = write_lines(tmp_path / "bad.jsonl", {"problem": "p", "solution": "s"})
