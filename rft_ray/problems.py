@@ -1,36 +1,56 @@
-"""Problem sets: OpenAI's GSM8K file, JSON Lines with named columns, or generated word problems.
+"""Problem sets: published files, named columns of a file or data set, or generated word problems.
 
-A problem set is small beside its rollouts, so it is a list. Left out: splitting (the sets of a
-study are separate files, or the generator's disjoint splits) and all that needs a network.
+A problem set is small beside its rollouts, so it is a list; what it is read from is streamed. Here
+are the files, the order, what is skipped and what is refused; `problem_formats.py` says how one
+record becomes a problem. Left out: splitting (the sets of a study are separate files, splits of a
+data set, or the generator's disjoint splits).
 """
 
 import logging
-import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rft_ray import problem_formats
 from rft_ray.config import ProblemSetConfig
 from rft_ray.errors import InputError
-from rft_ray.grading import ANSWER_MARK, parse_plain_number
 from rft_ray.record_checks import describe, parse_json
-from rft_ray.records import read_lines
+from rft_ray.records import parquet_files, read_lines
 from rft_ray.types import Problem
 from rft_ray.word_problems import generate_word_problems
 
 logger = logging.getLogger(__name__)
 
+BATCH_ROWS = 256
+LONGEST_REASON = 400  # characters of a library's error
+
+
+class Record(NamedTuple):
+    """A problem to be: how errors call it, the id and source it gets by default, and its data."""
+
+    place: str
+    default_id: str
+    source: str
+    read: Callable[[], Any]
+
 
 def load_problems(config: ProblemSetConfig) -> list[Problem]:
-    """The problems of a set, in file order.
+    """The problems of a set, in the order of its file.
 
-    Raises InputError naming file, line and field of the first malformed line (with `skip_bad` it is
-    skipped, counted and logged), a second line with the same id, or fewer problems than `count`.
+    Raises InputError naming file, line (row, record) and field of the first malformed record (with
+    `skip_bad` it is skipped, counted and logged), a second record with the same id, or fewer
+    problems than `count`; also for what cannot be read at all, or lacks a column.
     """
     if config.format == "word_problems":
         assert config.count is not None  # ProblemSetConfig demands it
         return generate_word_problems(config.count, seed=config.seed, split=config.split)
-    assert config.path is not None
-    problems = _read_problems(Path(config.path), config)
+    problems = _read_problems(config)
     if not problems:
         raise InputError(f"{config.path}: no problems")
     if config.count is not None and len(problems) < config.count:
@@ -38,18 +58,21 @@ def load_problems(config: ProblemSetConfig) -> list[Problem]:
     return problems
 
 
-def _read_problems(path: Path, config: ProblemSetConfig) -> list[Problem]:
+def _read_problems(config: ProblemSetConfig) -> list[Problem]:
     problems: list[Problem] = []
     skipped: list[InputError] = []
     place_of: dict[str, str] = {}
-    for place, line in read_lines(path):
+    queries: set[str] = set()
+    for record in _open_records(config):
         if len(problems) == config.count:
             break
         try:
-            problem = _parse_line(place, line, config)
-            first = place_of.setdefault(problem.id, place)
-            if first is not place:
-                raise InputError(f"{place}: the id {problem.id!r} is also at {first}")
+            problem = _parse_record(record, config, queries)
+            if problem is None:
+                continue
+            first = place_of.setdefault(problem.id, record.place)
+            if first is not record.place:
+                raise InputError(f"{record.place}: the id {problem.id!r} is also at {first}")
         except InputError as error:
             if not config.skip_bad:
                 raise
@@ -57,60 +80,179 @@ def _read_problems(path: Path, config: ProblemSetConfig) -> list[Problem]:
             continue
         problems.append(problem)
     if skipped:
-        logger.warning("%s: skipped %d bad lines, the first: %s", path, len(skipped), skipped[0])
+        _report_skipped(config, skipped, len(problems))
     return problems
 
 
-def _parse_line(place: str, line: bytes, config: ProblemSetConfig) -> Problem:
-    path, _, number = place.rpartition(":")
-    try:
-        raw = parse_json(line)
-        if not isinstance(raw, dict):
-            raise InputError(f"expected an object, found {describe(raw)}")
-        if config.format == "gsm8k":
-            return _parse_gsm8k(raw, Path(path).stem, int(number))
-        return _parse_columns(raw, config, number, Path(path).stem)
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from None
-
-
-def _parse_gsm8k(raw: dict[str, Any], stem: str, number: int) -> Problem:
-    """OpenAI's `question` and `answer`; ids count from 0, as in the published lists of indices."""
-    prompt, solution = _text(raw, "question"), _text(raw, "answer")
-    _, mark, answer = solution.rpartition(ANSWER_MARK)
-    if not mark:
-        raise InputError(f"answer: has no {ANSWER_MARK}")
-    answer = answer.strip().replace(",", "")
-    if parse_plain_number(answer) is None:
-        raise InputError(f"answer: not a number after {ANSWER_MARK}: {answer[:40]!r}")
-    return Problem(f"gsm8k-{stem}-{number - 1}", prompt, answer, f"gsm8k/{stem}", solution)
-
-
-def _parse_columns(
-    raw: dict[str, Any], config: ProblemSetConfig, number: str, stem: str
-) -> Problem:
-    has_id = raw.get(config.id_column) is not None
-    has_solution = raw.get(config.solution_column) is not None
-    return Problem(
-        id=_text_or_number(raw, config.id_column) if has_id else number,
-        prompt=_text(raw, config.prompt_column),
-        answer=_text_or_number(raw, config.answer_column),
-        source=stem,
-        solution=_text(raw, config.solution_column) if has_solution else None,
+def _report_skipped(config: ProblemSetConfig, skipped: list[InputError], kept: int) -> None:
+    if not kept:
+        raise InputError(f"{config.path}: every record is bad: {skipped[0]}")
+    logger.warning(
+        "%s: skipped %d bad records, the first: %s", config.path, len(skipped), skipped[0]
     )
 
 
-def _text(raw: dict[str, Any], column: str) -> str:
-    value = raw.get(column)
-    if not isinstance(value, str) or not value.strip():
-        found = "missing" if column not in raw else f"expected text, found {describe(value)}"
-        raise InputError(f"{column}: {found}")
-    return value
+def _parse_record(record: Record, config: ProblemSetConfig, queries: set[str]) -> Problem | None:
+    """The problem of a record; None for a sample of a problem that was there before."""
+    try:
+        raw = record.read()
+        if not isinstance(raw, dict):
+            raise InputError(f"expected an object, found {describe(raw)}")
+        if config.format == "gsm8k_screl" and _is_repeated(raw.get("query"), queries):
+            return None
+        return _parser(config)(raw, record.default_id, record.source)
+    except InputError as error:
+        raise InputError(f"{record.place}: {error}") from None
 
 
-def _text_or_number(raw: dict[str, Any], column: str) -> str:
-    """Ids and answers are often bare numbers in JSON; 18.0 and 18 are the same answer anyway."""
-    value = raw.get(column)
-    if type(value) is int or (type(value) is float and math.isfinite(value)):
-        return str(value)
-    return _text(raw, column)
+def _is_repeated(query: Any, queries: set[str]) -> bool:
+    """Files of the RFT kind repeat a query: its gold line first (bad or not), then samples."""
+    if not isinstance(query, str):
+        return False
+    is_repeated = query in queries
+    queries.add(query)
+    return is_repeated
+
+
+def _parser(config: ProblemSetConfig) -> Callable[[dict[str, Any], str, str], Problem]:
+    of_published_files = {
+        "gsm8k": problem_formats.parse_gsm8k,
+        "gsm8k_screl": problem_formats.parse_gsm8k_screl,
+        "math": problem_formats.parse_math,
+        "svamp": problem_formats.parse_svamp,
+    }
+    of_columns = partial(problem_formats.parse_columns, config=config)
+    return of_published_files.get(config.format, of_columns)
+
+
+def _open_records(config: ProblemSetConfig) -> Iterator[Record]:
+    assert config.path is not None  # ProblemSetConfig demands it
+    path = Path(config.path)
+    match config.format:
+        case "svamp":
+            return _read_array(path)
+        case "parquet":
+            return _read_rows(_open_parquet(path, config), path.stem)
+        case "huggingface":
+            return _read_rows(
+                _open_dataset(config), path.name if os.path.exists(path) else config.path
+            )
+        case "math" if os.path.isdir(path):
+            return _read_tree(path)
+    return _read_json_lines(path, config.format)
+
+
+def _read_json_lines(path: Path, form: str) -> Iterator[Record]:
+    """Ids of published files count from 0, as in the published lists of indices; others from 1."""
+    family = form.removesuffix("_screl")
+    for place, line in read_lines(path):
+        number = int(place.rpartition(":")[2])
+        if form == "jsonl":
+            default_id, source = str(number), path.stem
+        else:
+            default_id, source = f"{family}-{path.stem}-{number - 1}", f"{family}/{path.stem}"
+        yield Record(place, default_id, source, partial(parse_json, line))
+
+
+def _read_tree(folder: Path) -> Iterator[Record]:
+    """Hendrycks MATH as published: a file per problem, by subject and then by number."""
+
+    def order(file: Path) -> tuple[Any, ...]:
+        number = int(file.stem) if file.stem.isdecimal() else float("inf")
+        return file.parent.parts, number, file.name
+
+    names = (file.relative_to(folder) for file in folder.rglob("*.json"))
+    for name in sorted((name for name in names if not name.name.startswith(".")), key=order):
+        source = f"math/{name.parent.as_posix()}" if name.parent.parts else f"math/{folder.name}"
+        file = folder / name
+        yield Record(str(file), name.as_posix(), source, partial(_read_json_file, file))
+
+
+def _read_array(path: Path) -> Iterator[Record]:
+    try:
+        items = _read_json_file(path)
+        if not isinstance(items, list):
+            raise InputError(f"expected a list, found {describe(items)}")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    source = f"svamp/{path.stem}"
+    for index in range(len(items)):
+        place = f"{path}: record {index + 1}"
+        yield Record(place, "", source, partial(items.__getitem__, index))
+
+
+def _read_json_file(path: Path) -> Any:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read: {error.strerror}") from None
+    return parse_json(content.removeprefix(b"\xef\xbb\xbf"))
+
+
+def _read_rows(tables: Iterable[tuple[str, Any]], source: str) -> Iterator[Record]:
+    """The rows of (place, Arrow batch or table); places count within a file, ids over all."""
+    rows_of: Counter[str] = Counter()
+    rows = ((place, table, index) for place, table in tables for index in range(table.num_rows))
+    for number, (place, table, index) in enumerate(rows, start=1):
+        rows_of[place] += 1
+        read = partial(problem_formats.read_row, table, index)
+        yield Record(f"{place}: row {rows_of[place]}", str(number), source, read)
+
+
+def _open_parquet(path: Path, config: ProblemSetConfig) -> Iterator[tuple[str, pa.RecordBatch]]:
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file or folder")
+    for file in parquet_files(path):
+        try:
+            # Without pre_buffer a row group streams through the buffer, never read whole.
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+            columns = _choose_columns(str(file), parquet.schema_arrow.names, config)
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
+                yield str(file), batch
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{file}: cannot read as Parquet: {_in_one_line(error)}") from None
+
+
+def _open_dataset(config: ProblemSetConfig) -> Iterator[tuple[str, pa.Table]]:
+    """A data set of the hub, of a folder of data files, or of a folder that `datasets` saved."""
+    import httpx2
+    from datasets.exceptions import DatasetsError
+
+    try:
+        dataset = _load_dataset(config)
+        columns = _choose_columns(str(config.path), dataset.column_names, config)
+        rows = dataset.select_columns(columns).with_format("arrow")
+        for table in rows.iter(BATCH_ROWS):
+            yield str(config.path), table
+    except (OSError, ValueError, RuntimeError, DatasetsError, httpx2.HTTPError) as error:
+        raise InputError(f"{config.path}: cannot load: {_in_one_line(error)}") from None
+
+
+def _load_dataset(config: ProblemSetConfig) -> Any:
+    import datasets
+
+    folder = Path(str(config.path))
+    if not any(os.path.isfile(folder / name) for name in ("state.json", "dataset_dict.json")):
+        return datasets.load_dataset(config.path, config.subset, split=config.split)
+    if config.subset is not None:
+        raise InputError(f"{folder}: subset: a saved data set has none")
+    saved = datasets.load_from_disk(folder)
+    splits = saved if isinstance(saved, dict) else {str(saved.split or config.split): saved}
+    if config.split not in splits:
+        raise InputError(f"{folder}: no split {config.split!r}; there are: {', '.join(splits)}")
+    return splits[config.split]
+
+
+def _choose_columns(place: str, names: list[str], config: ProblemSetConfig) -> list[str]:
+    """The named columns that are there; InputError where prompt or answer is not."""
+    for column in (config.prompt_column, config.answer_column):
+        if column not in names:
+            raise InputError(f"{place}: no column {column!r}; there are: {', '.join(names)}")
+    wanted = (config.id_column, config.prompt_column, config.answer_column, config.solution_column)
+    return [name for name in dict.fromkeys(wanted) if name in names]
+
+
+def _in_one_line(error: BaseException) -> str:
+    """The message of a library's error; where it only says that something failed, the cause too."""
+    message = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
+    return " ".join(message.split())[:LONGEST_REASON]

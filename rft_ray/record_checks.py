@@ -19,13 +19,15 @@ LARGEST = sys.float_info.max
 
 
 def parse_json(line: bytes) -> Any:
-    """The value of one line of JSON in UTF-8; InputError for all that is not, NaN included."""
+    """The value of a line or file of JSON in UTF-8; InputError for all else, NaN included."""
     try:
         return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         raise InputError("not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg} (column {error.colno})") from None
+        line_number = f"line {error.lineno}, " if b"\n" in line.strip() else ""
+        place = f"{line_number}column {error.colno}"
+        raise InputError(f"not valid JSON: {error.msg} ({place})") from None
     except RecursionError:
         raise InputError("not valid JSON: nested too deeply") from None
     except ValueError as error:

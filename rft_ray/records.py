@@ -113,7 +113,7 @@ def count_groups(path: str | Path) -> int:
     """How many records a groups file has, good or bad, without reading them (for progress bars)."""
     path = Path(path)
     if is_parquet(path):
-        return sum(_open_parquet(file).metadata.num_rows for file in _parquet_files(path))
+        return sum(_open_parquet(file).metadata.num_rows for file in parquet_files(path))
     count, chunk = 0, b"\n"
     with _opened(path) as file:
         while following := file.read(1 << 20):
@@ -206,7 +206,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _parquet_files(path: Path) -> list[Path]:
+def parquet_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith("."))
@@ -228,7 +228,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    for file in _parquet_files(path):
+    for file in parquet_files(path):
         number = 0
         batches = _open_parquet(file).iter_batches(READ_ROWS, columns=["problem", "rollouts"])
         while True:
