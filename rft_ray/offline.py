@@ -165,12 +165,14 @@ def train_and_score(
 
 def show_results(study: Study) -> None:
     """The tables of a run on standard output, and its report and model cards in its folder."""
+    from rft_ray.model_card import write_model_cards
     from rft_ray.report import write_report
     from rft_ray.scoring import results_table
 
     if lines := selection_lines(study):
         print(counts_table(lines))
     print(results_table(study))
+    write_model_cards(study.run, study.config, lines)
     say(f"report: {write_report(str(study.run.path))}")
 
 
