@@ -8,15 +8,14 @@ standard error.
 import argparse
 import math
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from rft_ray import __version__
-from rft_ray.errors import InputError
+from rft_ray.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from rft_ray.records import GroupReader
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 GROUPS_AT_A_TIME = 16
+EXPORT_FORMATS = ("query-response", "messages", "preference")
 DESCRIPTION = """\
 Rejection-sampling fine-tuning on a Ray cluster: sample solutions, verify them, select a diverse
 subset, train on it, evaluate."""
@@ -46,6 +46,22 @@ calculations (Yuan et al. 2023, Algorithm 1), none keeps every accepted rollout.
 example:
   rft-ray select verified.parquet -o selected.parquet"""
 
+EXPORT_EXAMPLE = """\
+GROUPS is a selected groups file (rft-ray select) or a run directory, of which the newest selected
+rollouts are taken. The gold solution of a problem comes first, then its selected rollouts. OUT
+ends in .jsonl or .parquet, or has no ending: then it becomes a folder in Hugging Face's layout.
+
+examples:
+  rft-ray export runs/quickstart -o rft.jsonl --format query-response
+  rft-ray export runs/quickstart/round-000/selected -o rft-chat --format messages
+  rft-ray export selected.parquet -o pairs.parquet --format preference"""
+INSPECT_EXAMPLE = """\
+SOURCE is a groups file, or a run directory, of which the newest round is taken.
+
+examples:
+  rft-ray inspect runs/quickstart
+  rft-ray inspect runs/quickstart --problem train-12 --round 0 | less"""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code (0 done, 2 wrong input, 130 interrupted, 1 by traceback)."""
@@ -53,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return args.command(args)
     except InputError as error:
-        print(f"rft-ray: error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"rft-ray: error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
         print("rft-ray: interrupted", file=sys.stderr)
@@ -107,8 +123,39 @@ def _select(args: argparse.Namespace) -> int:
     columns = ("rollouts", "correct", "accepted", "distinct_paths", "selected")
     print(" ".join(f"{column:>14}" for column in columns))
     for name, row in [*policies.items(), ("(all)", pooled)]:
-        print(" ".join(f"{row[column]:14d}" for column in columns), "", _one_line(name))
+        print(" ".join(f"{row[column]:14d}" for column in columns), "", one_line(name))
     _print_end(groups, args.out)
+    return EXIT_DONE
+
+
+def _export(args: argparse.Namespace) -> int:
+    from rft_ray.dataset import check_dataset_output, export_dataset
+    from rft_ray.inspection import find_source
+    from rft_ray.records import read_groups
+
+    source = find_source(args.groups, sampled=False)
+    check_dataset_output(args.out, source)
+    groups = read_groups(source, skip_bad=args.skip_bad, with_tokens=False)
+    counts = export_dataset(_with_progress("export", groups), args.out, args.format, source)
+    print(f"exported {counts.rows} rows of {counts.problems} problems")
+    print(f"{counts.gold:10d}  gold solutions")
+    print(f"{counts.selected.total():10d}  selected rollouts")
+    print(f"{counts.left_out:10d}  problems left out")
+    _print_end(groups, args.out)
+    return EXIT_DONE
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from rft_ray.inspection import describe_problem, find_problem, find_source, problem_table, show
+    from rft_ray.records import read_groups
+
+    source = find_source(args.source, args.round)
+    groups = read_groups(source, with_tokens=False)
+    if args.problem is None:
+        head = [f"groups: {one_line(str(source))}", ""]
+        show(chain(head, problem_table(_with_progress("inspect", groups))))
+    else:
+        show(describe_problem(find_problem(groups, args.problem, source)))
     return EXIT_DONE
 
 
@@ -176,15 +223,9 @@ def _print_counts(counts: Counter[str]) -> None:
 
 def _print_end(groups: "GroupReader", out: str) -> None:
     if groups.skipped:
-        first = _one_line(groups.first_skipped)
+        first = one_line(groups.first_skipped)
         print(f"skipped {groups.skipped} bad records, the first: {first}")
-    print(f"wrote {_one_line(out)}")
-
-
-def _one_line(text: str) -> str:
-    """Text as it may be shown: hostile names must not break the line or drive the terminal."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", "\ufffd", text)
-    return text.encode("utf-8", "replace").decode("utf-8")
+    print(f"wrote {one_line(out)}")
 
 
 def _positive_float(text: str) -> float:
@@ -211,6 +252,7 @@ def _build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run_commands(commands)
     _add_groups_commands(commands)
+    _add_inspect_command(commands)
     report = _add_command(commands, "report", "rebuild the HTML report of a run", _report)
     report.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run, finished or not")
     _add_command(commands, "doctor", "check versions, devices and Ray, a line each", _doctor)
@@ -241,9 +283,12 @@ def _add_groups_commands(commands: "argparse._SubParsersAction") -> None:
     select = _add_command(
         commands, "select", "mark the diverse subset of a groups file", _select, SELECT_EXAMPLE
     )
-    for command in (verify, select):
+    export = _add_command(
+        commands, "export", "write the selected rollouts as a dataset", _export, EXPORT_EXAMPLE
+    )
+    for command in (verify, select, export):
         command.add_argument("groups", metavar="GROUPS", help="groups file to read")
-        command.add_argument("-o", "--out", metavar="OUT", required=True, help="file to write")
+        command.add_argument("-o", "--out", metavar="OUT", required=True, help="what to write")
         command.add_argument(
             "--skip-bad", action="store_true", help="skip and count malformed records"
         )
@@ -265,6 +310,17 @@ def _add_groups_commands(commands: "argparse._SubParsersAction") -> None:
     select.add_argument(
         "--rule", choices=["paper", "none"], default="paper", help="default: %(default)s"
     )
+    export.add_argument(
+        "--format", choices=EXPORT_FORMATS, default=EXPORT_FORMATS[0], help="default: %(default)s"
+    )
+
+
+def _add_inspect_command(commands: "argparse._SubParsersAction") -> None:
+    text = "show why each rollout was kept or dropped"
+    inspect = _add_command(commands, "inspect", text, _inspect, INSPECT_EXAMPLE)
+    inspect.add_argument("source", metavar="SOURCE", help="run directory or groups file")
+    inspect.add_argument("--problem", metavar="ID", help="show this problem's rollouts and texts")
+    inspect.add_argument("--round", metavar="N", type=int, help="round of a run (default: newest)")
 
 
 def _add_command(

@@ -47,6 +47,12 @@ def final_number(completion: str) -> Fraction | None:
     return finals.pop() if len(finals) == 1 else None
 
 
+def final_answer(text: str) -> str | None:
+    """What follows the last `####`, without the white space around it; None without the mark."""
+    _, mark, answer = text.rpartition(ANSWER_MARK)
+    return answer.strip() if mark else None
+
+
 def parse_plain_number(text: str) -> Fraction | None:
     """The exact value of a number standing alone, or None.
 

@@ -30,6 +30,7 @@ SUFFIXES = (".jsonl", ".parquet")
 READ_ROWS = 16
 ROW_GROUP_ROWS = 256
 ROW_GROUP_CHARS = 8_000_000
+TOKEN_FIELDS = {"token_ids", "logprobs"}
 
 PROBLEM_NAMES = tuple(field.name for field in fields(Problem))
 ROLLOUT_NAMES = tuple(field.name for field in fields(Rollout))
@@ -64,13 +65,16 @@ GROUP_SCHEMA = pa.schema(
 class GroupReader:
     """The groups of a file, in order, once; `skipped` counts the bad records left out so far."""
 
-    def __init__(self, path: str | Path, skip_bad: bool) -> None:
+    def __init__(self, path: str | Path, skip_bad: bool, with_tokens: bool = True) -> None:
         self.path = Path(path)
         self.skipped = 0
         self.first_skipped = ""
         self._skip_bad = skip_bad
         self._place_of: dict[str, str] = {}
-        self._records = _read_parquet(self.path) if is_parquet(self.path) else read_lines(self.path)
+        if is_parquet(self.path):
+            self._records = _read_parquet(self.path, with_tokens)
+        else:
+            self._records = read_lines(self.path)
 
     def __iter__(self) -> Self:
         return self
@@ -100,13 +104,17 @@ class GroupReader:
         return group
 
 
-def read_groups(path: str | Path, skip_bad: bool = False) -> GroupReader:
+def read_groups(
+    path: str | Path, skip_bad: bool = False, with_tokens: bool = True
+) -> GroupReader:
     """The groups of a JSON Lines file, a Parquet file or a folder of Parquet files, streamed.
+
+    Without tokens, Parquet's `token_ids` and `logprobs` are left unread, which are most of a file.
 
     Iterating raises InputError at the first bad record ("file:line: rollouts[3].policy: ..."), or
     skips and counts bad records when asked to; always where there is not one good record.
     """
-    return GroupReader(path, skip_bad)
+    return GroupReader(path, skip_bad, with_tokens)
 
 
 def count_groups(path: str | Path) -> int:
@@ -130,7 +138,7 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
     """
     path = Path(path)
     check_output(path)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         if path.suffix == ".parquet":
             return _write_parquet(file, groups)
         count = 0
@@ -147,6 +155,11 @@ def check_output(path: str | Path, source: str | Path | None = None) -> None:
         raise InputError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
     if os.path.isdir(path):  # unlike Path.is_dir, never raises, whatever the name
         raise InputError(f"{path}: is a folder")
+    check_place(path, source)
+
+
+def check_place(path: Path, source: str | Path | None = None) -> None:
+    """Raise InputError unless there can be something new at `path`, outside of `source`."""
     if not os.path.isdir(path.parent):
         raise InputError(f"{path}: there is no folder {path.parent}")
     if source is not None and Path(source).resolve() in (path.resolve(), path.parent.resolve()):
@@ -164,9 +177,14 @@ def group_to_row(group: Group) -> Row:
     row = _to_record(group)
     for record in (row["problem"], *row["rollouts"]):
         for name, value in record.items():
-            if isinstance(value, str) and not value.isascii():
-                record[name] = re.sub("[\ud800-\udfff]", "\ufffd", value)
+            if isinstance(value, str):
+                record[name] = replace_surrogates(value)
     return {"problem_id": row["problem"]["id"], **row}
+
+
+def replace_surrogates(text: str) -> str:
+    """The text with U+FFFD for what UTF-8, and so Arrow, cannot hold."""
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def row_to_group(row: Row) -> Group:
@@ -227,10 +245,12 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     return file
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+def _read_parquet(path: Path, with_tokens: bool) -> Iterator[tuple[str, Row]]:
     for file in parquet_files(path):
         number = 0
-        batches = _open_parquet(file).iter_batches(READ_ROWS, columns=["problem", "rollouts"])
+        opened = _open_parquet(file)
+        columns = ["problem", "rollouts"] if with_tokens else _columns_without_tokens(opened)
+        batches = opened.iter_batches(READ_ROWS, columns=columns)
         while True:
             try:
                 batch = next(batches, None)
@@ -242,6 +262,15 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
                 break
             for number, row in enumerate(rows, start=number + 1):  # noqa: B020
                 yield f"{file}: row {number}", row
+
+
+def _columns_without_tokens(file: pq.ParquetFile) -> list[str]:
+    leaves = [file.schema.column(index).path for index in range(len(file.schema.names))]
+    return [
+        leaf
+        for leaf in leaves
+        if leaf.split(".")[0] in ("problem", "rollouts") and not TOKEN_FIELDS & set(leaf.split("."))
+    ]
 
 
 def _write_parquet(file: BinaryIO, groups: Iterable[Group]) -> int:
@@ -269,7 +298,7 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` when the block ends, and is gone when it raises."""
     temporary = _temporary(path)
     try:

@@ -203,3 +203,34 @@ def _end_last_line(path: Path) -> None:
     if path.exists() and not path.read_bytes().endswith(b"\n"):
         with path.open("a") as file:
             file.write("\n")
+
+
+def is_run_dir(path: str | Path) -> bool:
+    """Whether a folder is a run directory rather than a groups file, which may be a folder too."""
+    return os.path.isfile(Path(path) / "config.yaml") or bool(_rounds(Path(path)))
+
+
+def groups_of_run(path: str | Path, number: int | None = None, sampled: bool = True) -> Path:
+    """The groups of a round, or of the newest that has any: `selected`, or else `sampled`.
+
+    With `sampled` false only `selected` will do. Raises InputError where there are none.
+    """
+    rounds = _rounds(Path(path))
+    if number is not None and number not in rounds:
+        there = ", ".join(map(str, rounds)) or "none"
+        raise InputError(f"{path}: there is no round {number} (there: {there})")
+    names = ("selected", "sampled") if sampled else ("selected",)
+    for each in sorted(rounds, reverse=True) if number is None else [number]:
+        for name in names:
+            if any((rounds[each] / name).glob("*.parquet")):
+                return rounds[each] / name
+    where = f"round {number}" if number is not None else "any round"
+    raise InputError(f"{path}: no {' or '.join(names)} rollouts in {where}")
+
+
+def _rounds(path: Path) -> dict[int, Path]:
+    """The folders of a run's rounds by number, in order."""
+    if not os.path.isdir(path):
+        return {}
+    found = {re.fullmatch(r"round-([0-9]{3,})", place.name): place for place in path.iterdir()}
+    return dict(sorted((int(match[1]), place) for match, place in found.items() if match))

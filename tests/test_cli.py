@@ -39,7 +39,9 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert out == ""
     *progress, line = err.splitlines()
     assert line.startswith("rft-ray: error: ")
-    assert all(text.startswith(("verify: ", "select: ")) for text in progress)
+    assert all(
+        text.startswith(("verify: ", "select: ", "export: ", "inspect: ")) for text in progress
+    )
     return line
 
 
@@ -77,6 +79,87 @@ def test_bad_records_stop_the_work_or_are_counted(
     assert not out.exists()
     assert main(["verify", str(groups), "-o", str(out), "--skip-bad"]) == 0
     assert f"skipped 1 bad records, the first: {message}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def run_dir(groups: Path) -> Path:
+    """A run directory with one round of selected groups."""
+    path = groups.parent / "run"
+    selected = path / "round-000/selected"
+    selected.mkdir(parents=True)
+    verified = groups.with_name("v.jsonl")
+    assert main(["verify", str(groups), "-o", str(verified), "--workers", "1"]) == 0
+    assert main(["select", str(verified), "-o", str(selected / "0.parquet")]) == 0
+    (path / "config.yaml").write_text("policies: [{name: a, model: m}]\n")
+    verified.unlink()
+    return path
+
+
+def test_export_takes_a_run_directory_or_a_groups_file(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    out, folder = run_dir.with_name("out.jsonl"), run_dir.with_name("out")
+    assert main(["export", str(run_dir), "-o", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "exported 1 rows of 1 problems",
+        "         0  gold solutions",
+        "         1  selected rollouts",
+        "         0  problems left out",
+        f"wrote {out}",
+    ]
+    row = {"query": "2+2?", "response": "<<2+2=4>>\n#### 4"}
+    assert json.loads(out.read_text()) == row
+    selected = run_dir / "round-000/selected"
+    arguments = ["export", str(selected), "-o", str(folder), "--format", "preference"]
+    assert main(arguments) == 0
+    assert "| `a` | `m` |" in (folder / "README.md").read_text()
+    capsys.readouterr()
+    assert "not empty" in fails(capsys, "export", run_dir, "-o", folder)
+    assert "would overwrite" in fails(capsys, "export", run_dir, "-o", selected / "x.jsonl")
+
+
+def test_export_wants_selected_groups(groups: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = groups.with_name("out.jsonl")
+    line = fails(capsys, "export", groups, "-o", out)
+    assert f"{groups}: problem 'p': rollouts[0].selected: not filled; run `rft-ray sel" in line
+    assert "no such file" in fails(capsys, "export", groups.with_name("no.jsonl"), "-o", out)
+    assert "must end in" in fails(capsys, "export", groups, "-o", groups.with_name("out.csv"))
+    assert list(groups.parent.iterdir()) == [groups]
+
+
+def test_inspect_shows_a_table_or_a_problem(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["inspect", str(run_dir)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"groups: {run_dir / 'round-000/selected'}"
+    assert lines[3].split() == ["p", "4", "2", "1", "1", "2+2?"]
+    assert main(["inspect", str(run_dir), "--problem", "p", "--round", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "a, round 0, sample 0, correct: selected: stands for its path (2 of 2" in out
+    assert "b, round 0, sample 0, correct: another text stands for its path: sample 0 of a" in out
+    assert "b, round 0, sample 1: miscalculated: <<2+2=5>>" in out
+    assert "b, round 0, sample 2: wrong: final answer 5, expected 4" in out
+    line = fails(capsys, "inspect", run_dir, "--problem", "pp")
+    assert "no problem 'pp'; nearest: 'p'" in line
+    assert "there is no round 7 (there: 0)" in fails(capsys, "inspect", run_dir, "--round", 7)
+    assert "no such file" in fails(capsys, "inspect", run_dir / "no")
+
+
+def test_inspect_ends_quietly_when_nobody_reads_on(groups: Path) -> None:
+    record = dict(GROUP, rollouts=[{"policy": "a", "completion": "x" * 1_000}] * 500)
+    groups.write_text(json.dumps(record))
+    command = [sys.executable, "-m", "rft_ray", "inspect", str(groups), "--problem", "p"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
 
 
 @pytest.mark.parametrize("command", ["verify", "select"])
@@ -123,6 +206,10 @@ def test_hostile_text_neither_breaks_the_line_nor_reaches_the_terminal(
         ["select", "x.jsonl", "-o", "y.jsonl", "--rule", "all"],
         ["run"],
         ["report"],
+        ["export", "x.jsonl"],
+        ["export", "x.jsonl", "-o", "y.jsonl", "--format", "poetry"],
+        ["inspect"],
+        ["inspect", "x.jsonl", "--round", "first"],
     ],
 )
 def test_wrong_arguments_are_exit_code_2(
@@ -146,7 +233,15 @@ def test_a_wrong_config_starts_nothing(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["run", "--help"], ["verify", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["verify", "--help"],
+        ["export", "--help"],
+        ["inspect", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
@@ -164,7 +259,19 @@ def test_every_command_of_the_contract_is_listed(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
-    for command in ["run", "sample", "train", "evaluate", "verify", "select", "report", "doctor"]:
+    commands = [
+        "run",
+        "sample",
+        "train",
+        "evaluate",
+        "verify",
+        "select",
+        "export",
+        "inspect",
+        "report",
+        "doctor",
+    ]
+    for command in commands:
         assert f"    {command} " in out
 
 
