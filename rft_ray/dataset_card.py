@@ -107,8 +107,8 @@ def dataset_card(format: str, counts: "ExportCounts", facts: RunFacts | None) ->
 
 def _facts_parts(facts: RunFacts) -> list[str]:
     policies = [
-        (code_span(policy.get("name")), code_span(model_name(policy.get("model"))), _settings(policy))
-        for policy in facts.policies
+        (code_span(p.get("name")), code_span(model_name(p.get("model"))), _settings(p))
+        for p in facts.policies
     ]
     parts = ["## Models and sampling\n", markdown_table(("policy", "model", "sampling"), policies)]
     temperatures = [
