@@ -19,6 +19,7 @@ from rft_ray.problems import load_problems
 from rft_ray.prompts import Prompt, make_prompt
 from rft_ray.run_dir import RunDir, open_run_dir
 from rft_ray.sampling import Policy, Weights
+from rft_ray.types import Problem
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -70,7 +71,7 @@ class Study:
 
     config: RunConfig
     run: RunDir
-    problems: dict[str, list[Any]]
+    problems: dict[str, list[Problem]]
     """By set: train, heldout, the out-of-domain sets and, where there is one, validation."""
     models: dict[str, Model]
     """By name; the policies, then the target."""
@@ -141,7 +142,7 @@ def problem_sets(config: RunConfig) -> dict[str, ProblemSetConfig]:
     return {**sets, **config.problems.out_of_domain}
 
 
-def load_models(config: RunConfig, run: RunDir, solved: list[Any]) -> dict[str, Model]:
+def load_models(config: RunConfig, run: RunDir, solved: list[Problem]) -> dict[str, Model]:
     """The policies and the target, their bases in folders that every node can read."""
     named = {policy.name: policy for policy in config.policies} | {TARGET: config.target}
     folder = run.path / "models"

@@ -1,0 +1,82 @@
+"""Which trainings are the same, and watching exports. Run: pytest tests/test_fine_tuning.py"""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from rft_ray.config import RecipeConfig
+from rft_ray.fine_tuning import Task, watched_exports
+from rft_ray.prompts import Prompt
+from rft_ray.sampling import Weights
+from rft_ray.study import Checkpoints, Model
+
+
+def make_task(**changes: object) -> Task:
+    """A training of a target on the first round's selection."""
+    recipe = RecipeConfig(start_from=changes.pop("start_from", "base"))  # type: ignore[arg-type]
+    prompt = Prompt(str(changes.pop("template", "{prompt}")))
+    model = Model("target", "/base", prompt, None, recipe)
+    fields = {"job": "rft-target", "start": "/base", "data": "round-0", "round": 0, **changes}
+    return Task(model=model, recipe=recipe, output=Path("out"), **fields)  # type: ignore[arg-type]
+
+
+def test_trainings_are_equal_by_what_decides_the_result() -> None:
+    key = make_task().key
+    # where the weights are said to come from is no matter, where they do is
+    assert key == make_task(job="rft-small", round=1, start_from="current").key
+    assert key != make_task(start="/sft").key
+    assert key != make_task(data="round-0-random").key
+    assert key != make_task(template="Q: {prompt}").key
+
+
+def test_a_training_starts_where_the_round_says() -> None:
+    base, early, late = Weights("base", 0), Weights("early", 5), Weights("late", 9)
+    checkpoints = Checkpoints(base, [early, late], [early, late])
+    assert checkpoints.start("base") == "base"
+    assert checkpoints.start("sft") == checkpoints.start("current") == "late"
+    after = checkpoints.after([Weights("rft", 3)])
+    assert (after.start("sft"), after.start("current")) == ("late", "rft")
+
+
+def export(output: Path, step: int) -> Path:
+    """An export as the trainer leaves it: whole before it has its name."""
+    folder = Path(f"{output}.steps/step-{step:06d}")
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True)
+    (partial / "probe.json").write_text(json.dumps({"step": step}))
+    return partial.rename(folder)
+
+
+def wait_for(seen: list[int], count: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(seen) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_exports_are_watched_in_order_and_each_once(tmp_path: Path) -> None:
+    seen: list[int] = []
+    with watched_exports(tmp_path / "out", lambda weights: seen.append(weights.version)):
+        Path(f"{tmp_path / 'out'}.steps/step-000001.partial").mkdir(parents=True)
+        for step in (10, 20):
+            export(tmp_path / "out", step)
+        wait_for(seen, 2)
+        export(tmp_path / "out", 30)
+        wait_for(seen, 3)
+    assert seen == [10, 20, 30]
+
+
+def test_a_failure_while_watching_is_raised_when_the_training_is_done(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def fail(weights: Weights) -> None:
+        seen.append(weights.version)
+        raise ValueError("cannot score")
+
+    with (
+        pytest.raises(ValueError, match="cannot score"),
+        watched_exports(tmp_path / "out", fail),
+    ):
+        export(tmp_path / "out", 10)
+        wait_for(seen, 1)
