@@ -92,6 +92,13 @@ def _run(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _plan(args: argparse.Namespace) -> int:
+    from rft_ray.config_file import load_config
+    from rft_ray.plan import print_plan
+
+    return print_plan(load_config(args.config, args.overrides))
+
+
 def _verify(args: argparse.Namespace) -> int:
     from rft_ray.config import VerifierConfig
     from rft_ray.records import check_output, read_groups, write_groups
@@ -265,10 +272,12 @@ def _add_run_commands(commands: "argparse._SubParsersAction") -> None:
         "sample": "sample, verify and select rollouts of a run",
         "train": "train the target of a run on what was selected",
         "evaluate": "score the checkpoints of a run on held-out problems",
+        "plan": "does a run fit on the machines of its config: GPUs, CPUs and memory",
     }
     for part, text in helps.items():
         example = CONFIG_EXAMPLE.format(command=part)
-        command = _add_command(commands, part, text, _run, example)
+        function = _plan if part == "plan" else _run
+        command = _add_command(commands, part, text, function, example)
         command.set_defaults(part=part)
         command.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
         command.add_argument(
