@@ -13,139 +13,28 @@ from typing import Any
 import pytest
 
 from rft_ray.errors import InputError
-from rft_ray.plots import clean, line_plot, nice_ticks, tag
-from rft_ray.records import write_groups
+from rft_ray.page import clean, tag
+from rft_ray.plots import interval_plot, line_plot, nice_ticks
 from rft_ray.report import write_report
-from rft_ray.rollout_report import RolloutSummary, expected_paths, missing_chance
-from rft_ray.selection import group_statistics, select_group
+from rft_ray.rollout_summary import RolloutSummary, expected_paths, missing_chance, read_rollouts
+from rft_ray.selection import group_statistics
 from rft_ray.tally import Tally
 from rft_ray.types import Group, Problem, Rollout
+from tests.made_up_run import (
+    evaluation_rows,
+    log,
+    make_group,
+    make_run,
+    of_rounds,
+    phase_lines,
+    refresh_lines,
+    start_run,
+    training_lines,
+)
 
 HOSTILE = (
     "</pre><script>alert('x')</script><img src=x onerror=alert(1)>\x00\u202e\ud800 &amp; <<1+1=2>>"
 )
-POLICIES = {"small": 0.35, "large": 0.6}
-
-
-def make_group(number: int, rng: random.Random, k: int = 16) -> Group:
-    """A problem with k rollouts a policy: right on several paths, wrong, broken and cut off."""
-    a, b, c = rng.randint(2, 40), rng.randint(2, 40), rng.randint(2, 9)
-    answer = (a + b) * c
-    ways = [
-        f"First {a}+{b}=<<{a}+{b}={a + b}>>{a + b}.\nThen <<{a + b}*{c}={answer}>>.\n#### {answer}",
-        f"First {b}+{a}=<<{b}+{a}={a + b}>>{a + b}.\nThen <<{c}*{a + b}={answer}>>.\n#### {answer}",
-        f"<<{a}*{c}={a * c}>> and <<{b}*{c}={b * c}>> make <<{a * c}+{b * c}={answer}>>.\n"
-        f"#### {answer}",
-        f"<<{a + b}*{c}={answer}>>\n#### {answer}",
-    ]
-    rollouts = [
-        make_rollout(policy, sample, ways, answer, skill, rng)
-        for policy, skill in POLICIES.items()
-        for sample in range(k)
-    ]
-    prompt = f"Ann has {a} apples and Bob has {b}. Each apple costs {c} coins. What do all cost?"
-    problem = Problem(f"made-up-{number:05d}", prompt, str(answer), "test", ways[0])
-    return select_group(Group(problem, rollouts))
-
-
-def make_rollout(
-    policy: str, sample: int, ways: list[str], answer: int, skill: float, rng: random.Random
-) -> Rollout:
-    if rng.random() < skill:
-        text, verdict = rng.choice(ways), "correct"
-    else:
-        text, verdict = rng.choice(
-            [
-                (f"I think it is\n#### {answer + 1}", "wrong"),
-                (f"<<2+2=5>>\n#### {answer}", "miscalculated"),
-                ("The apples are red and", "unparsable"),
-            ]
-        )
-    finish = "length" if rng.random() < 0.05 else "stop"
-    reward = float(verdict == "correct")
-    return Rollout(policy, text, sample=sample, token_ids=[1, 2], logprobs=[-0.1, -0.2],
-                   finish_reason=finish, verdict=verdict, reward=reward)  # fmt: skip
-
-
-def make_run(folder: Path, num_problems: int = 40, extra: tuple[Group, ...] = ()) -> Path:
-    """A finished run directory, as `run_offline` leaves it."""
-    rng = random.Random(0)
-    groups = [*(make_group(number, rng) for number in range(num_problems)), *extra]
-    start_run(folder)
-    selected = folder / "round-000" / "selected"
-    selected.mkdir(parents=True)
-    tally = Tally()
-    for part in range(0, len(groups), 16):
-        write_groups(selected / f"part-{part}.parquet", groups[part : part + 16])
-    for group in groups:
-        tally.add(group_statistics(group))
-    log(
-        folder,
-        *({"kind": "select", "round": 0, "policy": n, **tally.row(n)} for n in tally.names()),
-    )
-    log(folder, *training_lines("sft-small", 60), *training_lines("rft-target", 620))
-    log(folder, *refresh_lines(), *phase_lines())
-    log(folder, {"kind": "examples", "job": "rft-target", "kept": 512, "too_long": 3})
-    (folder / "round-000" / "checkpoint").mkdir()
-    rows = evaluation_rows()
-    (folder / "round-000" / "evaluation.json").write_text(json.dumps(rows))
-    log(folder, *({"kind": "evaluation", "problem_set": "heldout", **row} for row in rows))
-    log(folder, {"kind": "gain", "metric": "pass@1", "value": 0.085, "low": 0.052, "high": 0.118})
-    return folder
-
-
-def start_run(folder: Path) -> None:
-    """What is there as soon as a run has started."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(
-        "run_dir: runs/made-up\npolicies:\n- name: small\n- name: large\ntarget:\n  model: m\n"
-    )
-    (folder / "versions.json").write_text(json.dumps({"python": "3.11.2", "ray": "2.60.0"}))
-
-
-def log(folder: Path, *lines: dict[str, Any]) -> None:
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps({"time": 0.0, **line}) + "\n" for line in lines)
-
-
-def training_lines(job: str, steps: int) -> Iterator[dict[str, Any]]:
-    rng = random.Random(job)
-    for step in range(1, steps + 1):
-        loss = 0.3 + 2.5 / (1 + step / 20) + rng.gauss(0, 0.06)
-        rate = 2e-5 * min(1.0, step / (0.1 * steps)) * (1 - step / steps)
-        yield {"kind": "train_step", "job": job, "round": 0, "step": step, "total_steps": steps,
-               "loss": loss, "learning_rate": rate, "grad_norm": 1.0, "tokens": 2_000,
-               "examples": 16, "fill": 0.93, "seconds": 0.4}  # fmt: skip
-
-
-def refresh_lines() -> Iterator[dict[str, Any]]:
-    for step, parity in ((60, 2.1e-5), (310, None), (620, 8.4e-6)):
-        yield {"kind": "refresh", "sampler": "small", "model": "target", "step": step,
-               "seconds": 0.2 + step / 5_000, "bytes": 28_400_000, "replicas": 2,
-               "parity_max_abs_diff": parity}  # fmt: skip
-
-
-def phase_lines() -> Iterator[dict[str, Any]]:
-    for phase, seconds, what in (
-        ("train", 41.0, {"job": "sft-small"}),
-        ("start samplers", 38.0, {}),
-        ("evaluate", 6.0, {"model": "small", "stage": "sft", "problem_set": "heldout"}),
-        ("evaluate", 7.0, {"model": "target", "stage": "sft", "problem_set": "heldout"}),
-        ("sample verify select", 120.5, {}),
-        ("train", 248.0, {"job": "rft-target"}),
-        ("evaluate", 7.5, {"model": "target", "stage": "rft_pooled", "problem_set": "heldout"}),
-    ):
-        yield {"kind": "phase", "phase": phase, "seconds": seconds, **what}
-
-
-def evaluation_rows() -> list[dict[str, Any]]:
-    values = {("small", "sft"): 0.312, ("large", "sft"): 0.448, ("target", "sft"): 0.441,
-              ("target", "rft_pooled"): 0.526}  # fmt: skip
-    return [
-        {"model": model, "stage": stage, "metric": "pass@1", "value": value, "n": 1319,
-         "low": value - 0.027, "high": value + 0.027, "step": 620}
-        for (model, stage), value in values.items()
-    ]  # fmt: skip
 
 
 class Page(HTMLParser):
