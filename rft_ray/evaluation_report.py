@@ -69,11 +69,13 @@ def _problem_set(name: str, scores: list[Score]) -> Html:
     has_rounds = any(score.round for score in scores)
     greedy: dict[str, list[Interval]] = {}
     for score in scores:
-        if score.metric in (GREEDY, BEST) and all(map(math.isfinite, score.interval())):
-            label = score.label(has_rounds) + (", best step" if score.metric == BEST else "")
-            row = (label, *score.interval(), score.colour)
+        if score.metric == GREEDY and all(map(math.isfinite, score.interval())):
+            row = (score.label(has_rounds), *score.interval(), score.colour)
             greedy.setdefault(cut(score.model), []).append(row)
+    sizes = {show(score.line, "n", "{:,.0f}") for score in scores}
     note = "Accuracy of one greedy completion a problem (pass@1), with 95% intervals."
+    if len(sizes) == 1:
+        note = f"{note[:-1]}, on {sizes.pop()} problems."
     if any(score.metric == BEST for score in scores):
         note += " Best step: the checkpoint that is best on the validation problems, not the last."
     return join(
@@ -97,13 +99,12 @@ def _score_table(scores: list[Score], has_rounds: bool) -> Html:
         (
             *_names(next(iter(row.values())), has_rounds),
             *(_cell(row[metric]) if metric in row else "" for metric in metrics),
-            show(next(iter(row.values())).line, "n", "{:,.0f}"),
         )
         for row in rows.values()
     ]
     names = ("model", "stage", "round") if has_rounds else ("model", "stage")
     shown = ["pass@1, best step" if metric == BEST else cut(metric) for metric in metrics]
-    return table((*names, *shown, "problems"), cells, num_labels=len(names))
+    return table((*names, *shown), cells, num_labels=len(names))
 
 
 def _names(score: Score, has_rounds: bool) -> tuple[object, ...]:
@@ -112,10 +113,9 @@ def _names(score: Score, has_rounds: bool) -> tuple[object, ...]:
 
 
 def _cell(score: Score) -> Html:
-    small = show_interval(score.line, "{:.1%}")
-    if score.metric in (GREEDY, BEST) and math.isfinite(number(score.line, "step")):
-        small += f", step {number(score.line, 'step'):.0f}"
-    return join([show(score.line, "value", "{:.1%}"), tag("small", small)])
+    step = f" at step {show(score.line, 'step', '{:.0f}')}" if score.metric == BEST else ""
+    interval = tag("small", show_interval(score.line, "{:.1%}"))
+    return join([show(score.line, "value", "{:.1%}") + step, interval])
 
 
 def _metric_order(metric: str) -> tuple[int, int, str]:

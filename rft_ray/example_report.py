@@ -9,7 +9,7 @@ from typing import Any
 from rft_ray.page import Html, join, tag
 from rft_ray.reasons import reason
 from rft_ray.rollout_summary import RolloutSummary
-from rft_ray.types import Group, Rollout
+from rft_ray.types import Group
 
 NUM_ROLLOUTS = 3
 MAX_CHARS = 2_000
@@ -62,19 +62,22 @@ def _column(title: str, group: Group, indices: list[int]) -> Html:
         count += f", of which {NUM_ROLLOUTS} are shown"
     has_rounds = any(rollout.round for rollout in group.rollouts)
     shown = [
-        tag("div", _origin(group.rollouts[i], has_rounds), tag("p", reason(group, i)),
-            tag("pre", _shorten(group.rollouts[i].completion)), class_="rollout")
+        join([_fate(group, i, has_rounds), tag("pre", _shorten(group.rollouts[i].completion))])
         for i in indices[:NUM_ROLLOUTS]
-    ]  # fmt: skip
+    ]
     return tag("div", tag("h3", count), *shown)
 
 
-def _origin(rollout: Rollout, has_rounds: bool) -> Html:
-    """A line above the text: who wrote it, and the verdict."""
-    colour = "good" if rollout.verdict == "correct" else "bad"
-    verdict = tag("b", rollout.verdict or "not graded", class_=colour)
+def _fate(group: Group, index: int, has_rounds: bool) -> Html:
+    """A line above the text: who wrote it, the verdict, and why it was selected or not."""
+    rollout = group.rollouts[index]
+    verdict, text = rollout.verdict or "not graded", reason(group, index)
+    colour = "good" if verdict == "correct" else "bad"
+    # The reason of a rejected rollout opens with its verdict.
+    rest = text.removeprefix(verdict) if text.startswith(verdict) else f", {text}"
     where = f"{rollout.policy}, {f'round {rollout.round}, ' if has_rounds else ''}"
-    return tag("p", f"{where}sample {rollout.sample}: ", verdict, class_="meta")
+    line = f"{where}sample {rollout.sample}: "
+    return tag("p", line, tag("b", verdict, class_=colour), rest, class_="meta")
 
 
 def _shorten(text: Any) -> str:

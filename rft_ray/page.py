@@ -151,13 +151,15 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: anywhere;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 28px 20px 60px; }
+main { max-width: 1140px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 25px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 44px 0 6px; }
-h3 { font-size: 15px; margin: 0 0 6px; } p { margin: 6px 0 12px; }
+h3 { font-size: 15px; margin: 0 0 6px; } section > h3 { margin-top: 30px; }
+p { margin: 6px 0 12px; }
+p.note, ul.note { max-width: 860px; }
 .note, figcaption + p, .key { color: var(--soft); font-size: 13.5px; }
 .scroll { overflow-x: auto; } .scroll > svg { width: 100%; }
 table { border-collapse: collapse; margin: 10px 0 16px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 18px 5px 0; border-bottom: 1px solid var(--rule); text-align: right;
+th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--rule); text-align: right;
   white-space: nowrap; } th { color: var(--soft); font-weight: 500; font-size: 13px;
   vertical-align: bottom; } td.label, th.label { text-align: left; }
 .cards, .pair, .panels { display: grid; gap: 16px; margin: 16px 0; }
@@ -174,7 +176,7 @@ figure { margin: 0; } figcaption { font-weight: 600; font-size: 14px; margin-bot
   margin-right: 7px; }
 .stroke { display: inline-block; width: 24px; border-top: 3px solid; vertical-align: 4px;
   margin-right: 7px; }
-td small { display: block; color: var(--soft); font-size: 12px; } text.group { font-weight: 600; }
+td small { display: block; color: var(--soft); font-size: 11.5px; }
 ul.note { margin: 6px 0 12px; padding-left: 18px; }
 svg { display: block; } svg text { fill: currentColor; font-size: 12px; }
 .grid { stroke: var(--rule); } .axis { stroke: var(--soft); }
@@ -184,6 +186,23 @@ svg { display: block; } svg text { fill: currentColor; font-size: 12px; }
   margin: 4px 0; font-size: 13px; } .bar .name { overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; } .bar .value { text-align: right; font-variant-numeric: tabular-nums; }
 .track { height: 14px; background: var(--panel); } .track b { display: block; height: 100%; }
+.intervals { max-width: 900px; margin: 8px 0 20px; } h4 { font-size: 13px; margin: 8px 0 2px; }
+.interval { display: grid; grid-template: "name track value" 24px / 220px 1fr 48px;
+  column-gap: 14px; align-items: center; font-size: 13px; }
+.interval .name { grid-area: name; padding-left: 12px; white-space: nowrap; }
+.interval b { grid-area: value; font-weight: 400; text-align: right; }
+.interval .track { grid-area: track; position: relative; height: 100%; background: none;
+  margin: 0 10px; } .interval i { position: absolute; top: 0; bottom: 0; }
+.tick { border-left: 1px solid var(--rule); } .interval .span { top: 7px; bottom: 7px;
+  border: solid currentColor; border-width: 0 2px;
+  background: linear-gradient(currentColor, currentColor) center / 100% 2px no-repeat; }
+.interval .dot { top: 7px; bottom: auto; width: 10px; height: 10px; margin-left: -5px;
+  border-radius: 5px; background: currentColor; }
+.marks .track span { position: absolute; white-space: nowrap; transform: translateX(-50%);
+  color: var(--soft); }
+@media (max-width: 640px) { .interval { row-gap: 0; grid-template: "name value" 20px
+  "track track" 20px / 1fr auto; } .interval .span { top: 5px; bottom: 5px; }
+  .interval .dot { top: 5px; } .interval.marks { grid-template: "track" 20px / 1fr; } }
 .stack { display: flex; height: 26px; gap: 1px; margin: 10px 0; border-radius: 4px;
   overflow: hidden; } .bar .stack { height: 16px;
   margin: 2px 0; grid-column: 2 / 4; } .stack span { min-width: 0; }

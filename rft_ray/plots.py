@@ -1,7 +1,8 @@
-"""Inline SVG plots of the report: values with intervals in rows, and lines over two axes.
+"""Plots of the report: values with intervals in rows of HTML, and lines over two axes in SVG.
 
-A plot scrolls inside its own box where the screen is narrower than it. Colours are numbers: the
-palette of `page.py` repeats after seven, and lines that repeat a colour are dashed, then dotted.
+Rows are as wide as the screen; an SVG scrolls in its own box where the screen is much narrower.
+Colours are numbers: the palette of `page.py` repeats after seven, and lines that repeat a colour
+are dashed, then dotted.
 """
 
 import math
@@ -11,7 +12,6 @@ from rft_ray.page import NUM_COLOURS, Html, clean, colour_of, tag
 
 WIDTH, HEIGHT = 520, 270
 LEFT, TOP, BOTTOM, MARGIN = 56, 12, 42, 16
-PLOT_WIDTH, VALUE_WIDTH, ROW_HEIGHT, CHARACTER_WIDTH = 400, 64, 24, 7
 # Marks on the x axis are this far apart, so that their numbers do not touch.
 TICK_ROOM = 30
 DODGE = 4
@@ -30,35 +30,27 @@ def interval_plot(groups: Mapping[str, Sequence[Interval]]) -> Html:
     rows = [row for group in groups.values() for row in group]
     if not rows:
         return Html("")
-    label_width = 20 + CHARACTER_WIDTH * max(len(name) for name in [*groups, *(r[0] for r in rows)])
     ticks = _share_ticks([end for row in rows for end in row[1:4]])
-    x_of = _scale(ticks[0], ticks[-1], label_width, label_width + PLOT_WIDTH)
-    marks: list[Html] = []
-    y = 0.0
+    x_of = _scale(ticks[0], ticks[-1], 0.0, 100.0)
+    pieces = []
     for name, group in groups.items():
-        y += ROW_HEIGHT
-        marks.append(_text(0, y - 6, name, "start", "group"))
-        for row in group:
-            marks += _interval_row(row, y + ROW_HEIGHT / 2, label_width, x_of)
-            y += ROW_HEIGHT
-        y += 6
-    grid = []
-    for tick in ticks:
-        grid.append(_line(x_of(tick), ROW_HEIGHT, x_of(tick), y, "grid"))
-        grid.append(_text(x_of(tick), y + 16, _percent(tick)))
-    return _svg(label_width + PLOT_WIDTH + VALUE_WIDTH, y + 24, [*grid, *marks])
+        pieces.append(tag("h4", name))
+        pieces += [_interval_row(row, ticks, x_of) for row in group]
+    axis = [tag("span", _percent(tick), style=f"left:{x_of(tick):.2f}%") for tick in ticks]
+    pieces.append(tag("div", tag("span", *axis, class_="track"), class_="interval marks"))
+    return tag("figure", *pieces, class_="intervals")
 
 
-def _interval_row(row: Interval, y: float, label_width: float, x_of: Scale) -> list[Html]:
+def _interval_row(row: Interval, ticks: Sequence[float], x_of: Scale) -> Html:
     label, value, low, high, colour = row
-    whisker = [_line(x_of(low), y, x_of(high), y, "whisker")]
-    whisker += [_line(x_of(end), y - 4, x_of(end), y + 4, "whisker") for end in (low, high)]
-    style = f"color:{colour_of(colour)}"
-    return [
-        tag("g", *whisker, _dot(x_of(value), y, 4.5), style=style),
-        _text(12, y + 4, label, "start"),
-        _text(label_width + PLOT_WIDTH + 12, y + 4, f"{value:.1%}", "start"),
-    ]
+    marks = [tag("i", class_="tick", style=f"left:{x_of(tick):.2f}%") for tick in ticks]
+    start, width = x_of(low), x_of(high) - x_of(low)
+    style = f"left:{start:.2f}%;width:{width:.2f}%;color:{colour_of(colour)}"
+    marks.append(tag("i", class_="span", style=style))
+    style = f"left:{x_of(value):.2f}%;color:{colour_of(colour)}"
+    marks.append(tag("i", class_="dot", style=style))
+    name, number = tag("span", label, class_="name"), tag("b", f"{value:.1%}")
+    return tag("div", name, number, tag("span", *marks, class_="track"), class_="interval")
 
 
 def line_plot(
@@ -110,10 +102,10 @@ def nice_ticks(low: float, high: float, inside: bool = False) -> list[float]:
 
 
 def _share_ticks(values: Sequence[float]) -> list[float]:
-    """Marks around shares, at least two points apart, not below 0 where no value is."""
+    """Marks around shares that span two points at least, within 0 and 1 where the values are."""
     low, high = min(values), max(values)
     room = max(0.0, 0.02 - (high - low)) / 2
-    return nice_ticks(max(min(0.0, low), low - room), high + room)
+    return nice_ticks(max(min(0.0, low), low - room), min(max(1.0, high), high + room))
 
 
 def _spread(ticks: Sequence[float], x_of: Scale) -> list[float]:
@@ -182,8 +174,8 @@ def _dashes(colour: int) -> tuple[str, str]:
 
 
 def _svg(width: float, height: float, marks: Iterable[Html]) -> Html:
-    # Below three quarters of its size the text could not be read: then the plot scrolls.
-    limits = f"min-width:{0.75 * width:.0f}px;max-width:{width:.0f}px"
+    # Much smaller, the text could not be read: then the plot scrolls.
+    limits = f"min-width:{0.7 * width:.0f}px;max-width:{width:.0f}px"
     box = {"viewBox": f"0 0 {width:.0f} {height:.0f}", "role": "img", "style": limits}
     return tag("div", tag("svg", *marks, **box), class_="scroll")
 
@@ -198,9 +190,8 @@ def _dot(x: float, y: float, radius: float) -> Html:
     return Html(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}"></circle>')
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle", kind: str = "") -> Html:
-    shown = f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{clean(text)}'
-    return Html(f"{shown}</text>")
+def _text(x: float, y: float, text: str, anchor: str = "middle") -> Html:
+    return Html(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{clean(text)}</text>')
 
 
 def _percent(share: float) -> str:

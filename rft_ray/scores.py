@@ -33,7 +33,7 @@ STAGES = {
     ),
     "rft_no_dedup": Stage("RFT, no de-duplication", 5, "every accepted rollout."),
     "rft_pooled": Stage(
-        "RFT, pooled", 0, "one rollout for each distinct path, out of the rollouts of all policies."
+        "RFT, pooled", 0, "the gold solutions and the selected rollouts of all policies."
     ),
     "online": Stage("online RFT", 4, "rollouts sampled from the model while it is trained."),
 }

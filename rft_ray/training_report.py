@@ -53,7 +53,7 @@ def _curves_by_family(jobs: dict[Job, list[Line]]) -> list[Html]:
         of_round = f", round {in_round}" if has_rounds else ""
         plots = tag("div", *_curves(own, of_round), class_="pair")
         if newest[kind] != in_round:
-            summary = tag("summary", f"{len(own)} training curves{of_round}")
+            summary = tag("summary", f"Curves of {len(own)} jobs ({kind}{of_round})")
             plots = tag("details", summary, plots)
         parts.append(plots)
     return parts
