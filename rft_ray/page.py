@@ -189,7 +189,8 @@ svg { display: block; } svg text { fill: currentColor; font-size: 12px; }
 .intervals { max-width: 900px; margin: 8px 0 20px; } h4 { font-size: 13px; margin: 8px 0 2px; }
 .interval { display: grid; grid-template: "name track value" 24px / 220px 1fr 48px;
   column-gap: 14px; align-items: center; font-size: 13px; }
-.interval .name { grid-area: name; padding-left: 12px; white-space: nowrap; }
+.interval .name { grid-area: name; padding-left: 12px; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis; }
 .interval b { grid-area: value; font-weight: 400; text-align: right; }
 .interval .track { grid-area: track; position: relative; height: 100%; background: none;
   margin: 0 10px; } .interval i { position: absolute; top: 0; bottom: 0; }

@@ -50,7 +50,7 @@ def test_shares_stay_between_nothing_and_all(values: list[float]) -> None:
     places = re.findall(r"left:(.*?)%", interval_plot({"m": rows}))
     assert all(0 <= float(place) <= 100 for place in places)
     shown = re.findall(r"<span style=[^>]*>([^<]*)%</span>", interval_plot({"m": rows}))
-    assert 2 <= len(shown) <= 7 and 0 <= float(shown[0]) and float(shown[-1]) <= 100
+    assert 2 <= len(shown) <= 7 and float(shown[0]) >= 0 and float(shown[-1]) <= 100
 
 
 @pytest.mark.parametrize(("line", "found"), [
