@@ -20,7 +20,7 @@ from rft_ray.page import (
     tag,
 )
 from rft_ray.plots import Interval, Series, interval_plot, line_plot
-from rft_ray.scores import (
+from rft_ray.score_rows import (
     BEST,
     GREEDY,
     HELDOUT,

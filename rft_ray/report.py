@@ -24,7 +24,7 @@ from rft_ray.page import Html, Line, join, number, page, round_of, show, show_in
 from rft_ray.rollout_report import path_curves, rollout_statistics
 from rft_ray.rollout_summary import RolloutSummary, read_rollouts
 from rft_ray.run_dir import read_metrics, write_atomically
-from rft_ray.scores import GREEDY, HELDOUT, TARGET, Score, main_score, read_scores
+from rft_ray.score_rows import GREEDY, HELDOUT, TARGET, Score, main_score, read_scores
 from rft_ray.training_report import phases, refreshes, training_jobs
 
 NOT_YET = tag("p", "Not computed yet.", class_="note")

@@ -13,7 +13,7 @@ import pytest
 from rft_ray.errors import InputError
 from rft_ray.report import write_report
 from rft_ray.rollout_summary import RolloutSummary, expected_paths, missing_chance, read_rollouts
-from rft_ray.scores import STAGES
+from rft_ray.score_rows import STAGES
 from rft_ray.selection import group_statistics
 from rft_ray.tally import Tally
 from rft_ray.types import Group, Problem, Rollout

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from rft_ray.page import Line
-from rft_ray.scores import main_score, read_scores, split_metric
+from rft_ray.score_rows import main_score, read_scores, split_metric
 from tests.made_up_run import evaluation_rows
 
 
