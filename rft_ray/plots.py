@@ -1,170 +1,90 @@
-"""Pieces of a self-contained HTML page: escaped text, tables, bars and inline SVG line plots.
+"""Plots of the report: values with intervals in rows of HTML, and lines over two axes in SVG.
 
-Everything that is not `Html` is escaped when it is put into a piece, so text written by a model
-cannot become markup. Colours are CSS variables of the one style sheet below, which is how the same
-SVG suits light and dark screens. No script, no font, no image from outside.
+Rows are as wide as the screen; an SVG scrolls in its own box where the screen is much narrower.
+Colours are numbers: the palette of `page.py` repeats after seven, and lines that repeat a colour
+are dashed, then dotted.
 """
 
-import html
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
-from itertools import count
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-NUM_COLOURS = 7
-# Control characters, what reverses the reading direction, and lone surrogates.
-UNPRINTABLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+from rft_ray.page import NUM_COLOURS, Html, clean, colour_of, tag
+
 WIDTH, HEIGHT = 520, 270
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 42
-LABEL_WIDTH, PLOT_WIDTH, VALUE_WIDTH, ROW_HEIGHT = 400, 420, 70, 30
+LEFT, TOP, BOTTOM, MARGIN = 56, 12, 42, 16
+# Marks on the x axis are this far apart, so that their numbers do not touch.
+TICK_ROOM = 30
+DODGE = 4
+DASHES = (("solid", "none"), ("dashed", "7 4"), ("dotted", "2 4"))
 
-Line = dict[str, Any]
-Series = dict[str, list[tuple[float, float]]]
 Scale = Callable[[float], float]
+# A point is (x, y) or, with an interval, (x, y, low, high).
+Point = tuple[float, ...]
+Series = dict[str, list[Point]]
+# A label, its value, the interval's ends, and a colour.
+Interval = tuple[str, float, float, float, int]
 
 
-class Html(str):
-    """Text that is markup already."""
+def interval_plot(groups: Mapping[str, Sequence[Interval]]) -> Html:
+    """Rows of shares with their intervals under a heading for each group."""
+    rows = [row for group in groups.values() for row in group]
+    if not rows:
+        return Html("")
+    ticks = _share_ticks([end for row in rows for end in row[1:4]])
+    x_of = _scale(ticks[0], ticks[-1], 0.0, 100.0)
+    pieces = []
+    for name, group in groups.items():
+        pieces.append(tag("h4", name))
+        pieces += [_interval_row(row, ticks, x_of) for row in group]
+    axis = [tag("span", _percent(tick), style=f"left:{x_of(tick):.2f}%") for tick in ticks]
+    pieces.append(tag("div", tag("span", *axis, class_="track"), class_="interval marks"))
+    return tag("figure", *pieces, class_="intervals")
 
-    __slots__ = ()
+
+def _interval_row(row: Interval, ticks: Sequence[float], x_of: Scale) -> Html:
+    label, value, low, high, colour = row
+    marks = [tag("i", class_="tick", style=f"left:{x_of(tick):.2f}%") for tick in ticks]
+    start, width = x_of(low), x_of(high) - x_of(low)
+    style = f"left:{start:.2f}%;width:{width:.2f}%;color:{colour_of(colour)}"
+    marks.append(tag("i", class_="span", style=style))
+    style = f"left:{x_of(value):.2f}%;color:{colour_of(colour)}"
+    marks.append(tag("i", class_="dot", style=style))
+    name, number = tag("span", label, class_="name"), tag("b", f"{value:.1%}")
+    return tag("div", name, number, tag("span", *marks, class_="track"), class_="interval")
 
 
-def clean(value: object) -> Html:
-    """Any value as text that can stand anywhere in a page; `Html` as it is.
+def line_plot(
+    title: str,
+    x_label: str,
+    series: Series,
+    *,
+    log_x: bool = False,
+    shares: bool = False,
+    colours: Sequence[int] | None = None,
+) -> Html:
+    """Lines by name; points that are not finite are left out.
 
-    "<b>&\\x00" -> "&lt;b&gt;&amp;\ufffd"
+    The y axis has 0, except for shares: these are written in percent and fill the height.
     """
-    if isinstance(value, Html):
-        return value
-    return Html(html.escape(UNPRINTABLE.sub("\ufffd", str(value))))
-
-
-def join(pieces: Iterable[object]) -> Html:
-    """The pieces one after the other."""
-    return Html("\n".join(map(clean, pieces)))
-
-
-def tag(name: str, *children: object, **attributes: str) -> Html:
-    """An element: tag("p", "a<b", class_="note") -> <p class="note">a&lt;b</p>."""
-    written = "".join(f' {key.rstrip("_")}="{clean(text)}"' for key, text in attributes.items())
-    return Html(f"<{name}{written}>{''.join(map(clean, children))}</{name}>")
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]], num_labels: int = 1) -> Html:
-    """A table that scrolls sideways where it has to; the first columns are labels, not numbers."""
-    kinds = ["label"] * num_labels + ["number"] * (len(headers) - num_labels)
-    names = zip(headers, kinds, strict=True)
-    head = tag("tr", *(tag("th", header, class_=kind) for header, kind in names))
-    body = [
-        tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)))
-        for row in rows
-    ]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
-
-
-def number(line: Line, key: str) -> float:
-    """A finite number of a metrics line; NaN where there is none."""
-    value = line.get(key)
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if is_number else math.nan
-
-
-def show(line: Line, key: str, form: str) -> str:
-    """A number of a metrics line, formatted; a dash where there is none."""
-    return form.format(number(line, key)) if math.isfinite(number(line, key)) else "\u2013"
-
-
-def show_interval(line: Line, form: str) -> str:
-    """The interval of a metrics line: "41.0% to 47.5%"."""
-    return f"{show(line, 'low', form)} to {show(line, 'high', form)}"
-
-
-def legend(names: Iterable[str], colours: Iterable[int] | None = None) -> Html:
-    """The names beside their colours, the palette's in order where none are given."""
-    pairs = zip(names, count() if colours is None else colours, strict=False)
-    return tag("p", *(tag("span", swatch(i), name) for name, i in pairs), class_="key")
-
-
-def swatch(colour: int) -> Html:
-    """A small square of a colour."""
-    return tag("i", class_="swatch", style=f"background:{_colour(colour)}")
-
-
-def bar_panel(title: str, values: dict[str, float]) -> Html:
-    """Horizontal bars on a scale of their own, so that 100 rollouts do not hide 5 paths."""
-    finite = {name: value for name, value in values.items() if math.isfinite(value)}
-    largest = max([*finite.values(), 0.0]) or 1.0
-    bars = [
-        tag(
-            "div",
-            tag("span", name, class_="name"),
-            tag("span", tag("b", style=_bar_style(value / largest, i)), class_="track"),
-            tag("span", f"{value:.2f}", class_="value"),
-            class_="bar",
-        )
-        for i, (name, value) in enumerate(finite.items())
-    ]
-    return tag("figure", tag("figcaption", title), *bars)
-
-
-def stacked_bar(parts: Sequence[tuple[str, float, int]]) -> Html:
-    """One bar of (label, size, colour) parts, each as wide as its share."""
-    pieces = [
-        tag("span", title=label, style=f"flex:{size:.6g} 0 0;background:{_colour(colour)}")
-        for label, size, colour in parts
-        if size > 0
-    ]
-    return tag("div", *pieces, class_="stack")
-
-
-def interval_plot(rows: Sequence[tuple[str, float, float, float, int]]) -> Html:
-    """A point with its interval for each (label, value, low, high, colour); shares, from 0."""
-    ticks = nice_ticks(0.0, max([0.01, *(high for _, _, _, high, _ in rows)]))
-    bottom = len(rows) * ROW_HEIGHT + 8
-
-    def x_of(value: float) -> float:
-        return LABEL_WIDTH + value / ticks[-1] * PLOT_WIDTH
-
-    marks = []
-    for tick in ticks:
-        marks.append(_line(x_of(tick), 4, x_of(tick), bottom, "grid"))
-        marks.append(_text(x_of(tick), bottom + 16, f"{100 * tick:.3g}%"))
-    for i, (label, value, low, high, colour) in enumerate(rows):
-        y, style = i * ROW_HEIGHT + ROW_HEIGHT / 2 + 4, f"color:{_colour(colour)}"
-        whisker = [_line(x_of(low), y, x_of(high), y, "whisker")]
-        whisker += [_line(x_of(end), y - 4, x_of(end), y + 4, "whisker") for end in (low, high)]
-        marks.append(tag("g", *whisker, _dot(x_of(value), y, 4.5), style=style))
-        marks.append(_text(LABEL_WIDTH - 12, y + 4, label, "end"))
-        marks.append(_text(LABEL_WIDTH + PLOT_WIDTH + 12, y + 4, f"{value:.1%}", "start"))
-    return _svg(LABEL_WIDTH + PLOT_WIDTH + VALUE_WIDTH, bottom + 24, marks)
-
-
-def line_plot(title: str, x_label: str, series: Series, log_x: bool = False) -> Html:
-    """Lines by name over a y axis that has 0; points that are not finite are left out."""
-    finite = {
-        name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-        for name, points in series.items()
-    }
-    points = [point for line in finite.values() for point in line]
+    lines = [[p for p in points if all(map(math.isfinite, p))] for points in series.values()]
+    points = [point for line in lines for point in line]
     if not points:
         return tag("figure", tag("figcaption", title), tag("p", "no finite values", class_="note"))
-    xs, ys = sorted({x for x, _ in points}), [y for _, y in points]
-    y_ticks = nice_ticks(min(0.0, *ys), max(0.0, *ys))
-    x_ticks = xs if log_x else nice_ticks(xs[0], xs[-1], inside=True)
-    x_of = _scale(xs[0], xs[-1], LEFT, WIDTH - RIGHT, log_x)
+    numbers = range(len(lines)) if colours is None else colours
+    xs, ys = sorted({p[0] for p in points}), [y for p in points for y in p[1:]]
+    y_ticks = _share_ticks(ys) if shares else nice_ticks(min(0.0, *ys), max(0.0, *ys))
+    x_of = _scale(xs[0], xs[-1], LEFT + MARGIN, WIDTH - MARGIN, log_x)
     y_of = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
-    marks = _axes(x_ticks, y_ticks, x_of, y_of)
-    marks.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label))
-    for i, line in enumerate(finite.values()):
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line)
-        marks.append(tag("polyline", points=path, style=f"color:{_colour(i)}"))
-        if len(line) <= 16:
-            dots = [_dot(x_of(x), y_of(y), 3) for x, y in line]
-            marks.append(tag("g", *dots, style=f"color:{_colour(i)}"))
-    return tag("figure", tag("figcaption", title), legend(series), _svg(WIDTH, HEIGHT, marks))
+    x_ticks = xs if log_x or len(xs) <= 10 else nice_ticks(xs[0], xs[-1], inside=True)
+    marks = _axes(x_label, _spread(x_ticks, x_of), (y_ticks, shares), x_of, y_of)
+    has_intervals = any(len(point) > 2 for point in points)
+    for i, (line, colour) in enumerate(zip(lines, numbers, strict=True)):
+        # Intervals at the same x would cover each other.
+        shift = DODGE * (i - (len(lines) - 1) / 2) if has_intervals else 0.0
+        places = [(x_of(x) + shift, *map(y_of, rest)) for x, *rest in line]
+        marks.append(_drawn(places, colour))
+    key = tag("p", *map(_key, series, numbers), class_="key")
+    return tag("figure", tag("figcaption", title), key, _svg(WIDTH, HEIGHT, marks))
 
 
 def nice_ticks(low: float, high: float, inside: bool = False) -> list[float]:
@@ -181,32 +101,82 @@ def nice_ticks(low: float, high: float, inside: bool = False) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high] if inside else ticks
 
 
+def _share_ticks(values: Sequence[float]) -> list[float]:
+    """Marks around shares that span two points at least, within 0 and 1 where the values are."""
+    low, high = min(values), max(values)
+    room = max(0.0, 0.02 - (high - low)) / 2
+    return nice_ticks(max(min(0.0, low), low - room), min(max(1.0, high), high + room))
+
+
+def _spread(ticks: Sequence[float], x_of: Scale) -> list[float]:
+    """The marks that have room for their numbers, the last one always among them."""
+    kept: list[float] = []
+    for tick in reversed(ticks):
+        if not kept or x_of(kept[-1]) - x_of(tick) >= TICK_ROOM:
+            kept.append(tick)
+    return kept[::-1]
+
+
 def _scale(low: float, high: float, start: float, end: float, log: bool = False) -> Scale:
+    """From values to places; a scale of one value has it in the middle."""
     if log:
         low, high = math.log(low), math.log(high)
-    span = (high - low) or 1.0
+    if low == high:
+        low, high = low - 1.0, high + 1.0
 
     def place(value: float) -> float:
-        return start + ((math.log(value) if log else value) - low) / span * (end - start)
+        return start + ((math.log(value) if log else value) - low) / (high - low) * (end - start)
 
     return place
 
 
-def _axes(x_ticks: list[float], y_ticks: list[float], x_of: Scale, y_of: Scale) -> list[Html]:
-    marks = []
-    for tick in y_ticks:
-        marks.append(_line(LEFT, y_of(tick), WIDTH - RIGHT, y_of(tick), "grid"))
-        marks.append(_text(LEFT - 8, y_of(tick) + 4, f"{tick:.3g}", "end"))
+def _axes(
+    x_label: str,
+    x_ticks: Sequence[float],
+    y_ticks: tuple[Sequence[float], bool],
+    x_of: Scale,
+    y_of: Scale,
+) -> list[Html]:
+    marks = [_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_label)]
+    ticks, are_shares = y_ticks
+    for tick in ticks:
+        shown = _percent(tick) if are_shares else f"{tick:.3g}"
+        marks.append(_line(LEFT, y_of(tick), WIDTH, y_of(tick), "grid"))
+        marks.append(_text(LEFT - 8, y_of(tick) + 4, shown, "end"))
+    bottom = HEIGHT - BOTTOM
     for tick in x_ticks:
-        marks.append(_line(x_of(tick), HEIGHT - BOTTOM, x_of(tick), HEIGHT - BOTTOM + 4, "axis"))
-        marks.append(_text(x_of(tick), HEIGHT - BOTTOM + 17, f"{tick:.6g}"))
+        marks.append(_line(x_of(tick), bottom, x_of(tick), bottom + 4, "axis"))
+        marks.append(_text(x_of(tick), bottom + 17, f"{tick:.6g}"))
     return marks
 
 
+def _drawn(places: Sequence[Point], colour: int) -> Html:
+    """A line through its points, which are marked where they are few, with their intervals."""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in places)
+    _, dashes = _dashes(colour)
+    pieces = [Html(f'<polyline points="{path}" stroke-dasharray="{dashes}"></polyline>')]
+    if len(places) <= 16:
+        pieces += [_dot(x, y, 3) for x, y, *_ in places]
+    for x, _, *ends in places:
+        if ends:
+            pieces.append(_line(x, ends[0], x, ends[1], "whisker thin"))
+    return tag("g", *pieces, style=f"color:{colour_of(colour)}")
+
+
+def _key(name: str, colour: int) -> Html:
+    style, _ = _dashes(colour)
+    stroke = tag("i", class_="stroke", style=f"border-top-style:{style};color:{colour_of(colour)}")
+    return tag("span", stroke, name)
+
+
+def _dashes(colour: int) -> tuple[str, str]:
+    return DASHES[colour // NUM_COLOURS % len(DASHES)]
+
+
 def _svg(width: float, height: float, marks: Iterable[Html]) -> Html:
-    # Below three quarters of its size the text could not be read: then the plot scrolls.
-    limits = f"min-width:{0.75 * width:.0f}px;max-width:{width}px"
-    box = {"viewBox": f"0 0 {width} {height}", "role": "img", "style": limits}
+    # Much smaller, the text could not be read: then the plot scrolls.
+    limits = f"min-width:{0.7 * width:.0f}px;max-width:{width:.0f}px"
+    box = {"viewBox": f"0 0 {width:.0f} {height:.0f}", "role": "img", "style": limits}
     return tag("div", tag("svg", *marks, **box), class_="scroll")
 
 
@@ -224,71 +194,5 @@ def _text(x: float, y: float, text: str, anchor: str = "middle") -> Html:
     return Html(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{clean(text)}</text>')
 
 
-def _bar_style(share: float, colour: int) -> str:
-    return f"width:{100 * share:.1f}%;background:{_colour(colour)}"
-
-
-def _colour(number: int) -> str:
-    return f"var(--c{number % NUM_COLOURS})"
-
-
-def page(title: str, *sections: object) -> Html:
-    """A whole document; its sections may scroll sideways, the page does not."""
-    head = f'<meta charset="utf-8"><title>{clean(title)}</title><style>{STYLE}</style>'
-    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    # The report shows hostile text: should escaping ever fail, nothing runs and nothing is fetched.
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">{head}'
-    body = tag("main", tag("h1", title), *sections)
-    return Html(f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n')
-
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2126; --soft: #667080; --rule: #dfe3e8; --paper: #fff;
-  --panel: #f6f7f9; --good: #1a7f4b; --bad: #b3392f; --c0: #2563b8; --c1: #c96a12; --c2: #23855a;
-  --c3: #8a4fb0; --c4: #b3392f; --c5: #4d8ea8; --c6: #8a8f98; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --soft: #98a2b0; --rule: #343a42;
-  --paper: #16191d; --panel: #1e2227; --good: #58c08a; --bad: #f08379; --c0: #6ea8f2; --c1: #f0a35c;
-  --c2: #5cc493; --c3: #c492e6; --c4: #f08379; --c5: #86c5de; --c6: #9aa1ab; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: anywhere;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 28px 20px 60px; }
-h1 { font-size: 25px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 44px 0 6px; }
-h3 { font-size: 15px; margin: 0 0 6px; } p { margin: 6px 0 12px; }
-.note, figcaption + p, .key { color: var(--soft); font-size: 13.5px; }
-.scroll { overflow-x: auto; } .scroll > svg { width: 100%; }
-table { border-collapse: collapse; margin: 10px 0 16px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 18px 5px 0; border-bottom: 1px solid var(--rule); text-align: right;
-  white-space: nowrap; } th { color: var(--soft); font-weight: 500; font-size: 13px;
-  vertical-align: bottom; } td.label, th.label { text-align: left; }
-.cards, .pair, .panels { display: grid; gap: 16px; margin: 16px 0; }
-.cards { grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
-.pair { grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
-.panels { grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr));
-  gap: 20px 48px; }
-.pair > *, .panels > * { min-width: 0; }
-.card { background: var(--panel); border-radius: 8px; padding: 14px 18px; }
-.card p { margin: 0; } .card .big { font-size: 30px; font-weight: 600; line-height: 1.3; }
-figure { margin: 0; } figcaption { font-weight: 600; font-size: 14px; margin-bottom: 4px; }
-.key { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 0 0 6px; }
-.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 2px;
-  margin-right: 7px; }
-svg { display: block; } svg text { fill: currentColor; font-size: 12px; }
-.grid { stroke: var(--rule); } .axis { stroke: var(--soft); }
-.whisker, polyline { stroke: currentColor; stroke-width: 1.8; fill: none; }
-circle { fill: currentColor; }
-.bar { display: grid; grid-template-columns: 84px 1fr 48px; gap: 10px; align-items: center;
-  margin: 4px 0; font-size: 13px; } .bar .name { overflow: hidden; text-overflow: ellipsis;
-  white-space: nowrap; } .bar .value { text-align: right; font-variant-numeric: tabular-nums; }
-.track { height: 14px; background: var(--panel); } .track b { display: block; height: 100%; }
-.stack { display: flex; height: 26px; gap: 1px; margin: 10px 0; border-radius: 4px;
-  overflow: hidden; } .bar .stack { height: 16px;
-  margin: 2px 0; grid-column: 2 / 4; } .stack span { min-width: 0; }
-pre { background: var(--panel); border-radius: 6px; padding: 10px 12px; margin: 4px 0 14px;
-  white-space: pre-wrap; unicode-bidi: isolate; font: 13px/1.45 ui-monospace, SFMono-Regular,
-  Menlo, "DejaVu Sans Mono", monospace; max-height: 420px; overflow: auto; }
-.problem { border-top: 1px solid var(--rule); padding-top: 18px; margin-top: 18px; }
-.meta { margin: 0; font-size: 13px; color: var(--soft); } .good { color: var(--good); }
-.bad { color: var(--bad); } summary { cursor: pointer; font-weight: 600; margin: 10px 0; }
-"""
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"

@@ -4,12 +4,13 @@
 
 A run that was killed or is still going has a report too: what is not on disk is said to be not
 computed yet. A continued run repeats lines of `metrics.jsonl`; the last one counts, except that
-phases and weight refreshes took their time on every attempt and are summed. `plots.py` has the
-pieces of the page, `rollout_report.py` what is read from the rollouts themselves.
+phases and weight refreshes took their time on every attempt and are summed. A line without a round
+is of the first, 0. The sections are `evaluation_report.py`, `rollout_report.py`,
+`training_report.py` and `example_report.py`; `page.py` and `plots.py` have the pieces.
 """
 
 import json
-import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,32 +18,16 @@ from typing import Any
 import yaml
 
 from rft_ray.errors import InputError
-from rft_ray.plots import (
-    Html,
-    Line,
-    interval_plot,
-    join,
-    number,
-    page,
-    show,
-    show_interval,
-    table,
-    tag,
-)
-from rft_ray.rollout_report import (
-    RolloutSummary,
-    example_problems,
-    path_curves,
-    read_rollouts,
-    rollout_statistics,
-)
+from rft_ray.evaluation_report import evaluation_report
+from rft_ray.example_report import example_problems
+from rft_ray.page import Html, Line, join, number, page, round_of, show, show_interval, table, tag
+from rft_ray.rollout_report import path_curves, rollout_statistics
+from rft_ray.rollout_summary import RolloutSummary, read_rollouts
 from rft_ray.run_dir import read_metrics, write_atomically
-from rft_ray.study import TARGET
+from rft_ray.score_rows import GREEDY, HELDOUT, TARGET, Score, main_score, read_scores
 from rft_ray.training_report import phases, refreshes, training_jobs
 
 NOT_YET = tag("p", "Not computed yet.", class_="note")
-STAGES = {"icl": "prompted", "sft": "SFT", "rft_own": "RFT, own rollouts", "rft_pooled":
-          "RFT, pooled rollouts", "online": "online RFT"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +35,7 @@ class Run:
     """What the folder of a run holds; `rows` are of all `evaluation.json`, each with its round."""
 
     path: Path
+    rounds: dict[int, Path]
     config_text: str
     config: Line
     versions: Line
@@ -69,7 +55,8 @@ class Run:
 def write_report(run_dir: str) -> str:
     """Write `RUN_DIR/report.html` and return its path; InputError where that is no run's folder."""
     run = _read_run(Path(run_dir))
-    steps, examples = run.lines("train_step", "job", "step"), run.lines("examples", "job")
+    steps = run.lines("train_step", "job", "round", "step")
+    examples = run.lines("examples", "job", "round")
     document = page(
         f"RFT run {run.path.resolve().name}",
         _headline(run),
@@ -99,20 +86,35 @@ def _read_run(path: Path) -> Run:
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path / 'config.yaml'}: not YAML: {reason}") from None
-    selected = [folder for folder in sorted(path.glob("round-*/selected")) if folder.is_dir()]
+    rounds = _round_folders(path)
+    selected = [number for number, folder in rounds.items() if (folder / "selected").is_dir()]
     return Run(
         path=path,
+        rounds=rounds,
         config_text=text,
         config=config if isinstance(config, dict) else {},
         versions=_read_json(path / "versions.json", {}),
-        metrics=[line for line in read_metrics(path / "metrics.jsonl") if isinstance(line, dict)],
-        rows=[
-            {"round": file.parent.name.removeprefix("round-"), **row}
-            for file in sorted(path.glob("round-*/evaluation.json"))
-            for row in _read_json(file, [])
+        metrics=[
+            {**line, "round": round_of(line)}
+            for line in read_metrics(path / "metrics.jsonl")
+            if isinstance(line, dict)
         ],
-        rollouts=read_rollouts(selected[-1]) if selected else None,
-    )
+        rows=[
+            {**row, "round": number}
+            for number, folder in rounds.items()
+            for row in _read_json(folder / "evaluation.json", [])
+            if isinstance(row, dict)
+        ],
+        rollouts=read_rollouts(rounds[selected[-1]] / "selected", selected[-1])
+        if selected
+        else None,
+    )  # fmt: skip
+
+
+def _round_folders(path: Path) -> dict[int, Path]:
+    """The folders of the rounds in order, by their number."""
+    names = ((re.fullmatch(r"round-([0-9]{1,9})", f.name, re.ASCII), f) for f in path.iterdir())
+    return dict(sorted((int(name[1]), folder) for name, folder in names if name))
 
 
 def _read_json(path: Path, missing: Any) -> Any:
@@ -129,18 +131,24 @@ def _read_json(path: Path, missing: Any) -> Any:
 
 
 def _headline(run: Run) -> Html:
-    ours = [r for r in run.rows if r.get("model") == TARGET and r.get("metric") == "pass@1"]
-    before = [row for row in ours if row.get("stage") == "sft"]
-    after = [row for row in ours if str(row.get("stage")).startswith(("rft", "online"))]
-    gains = [line for line in run.lines("gain", "metric") if line.get("metric") == "pass@1"]
+    scores = read_scores(run.rows)
+    after = main_score(scores)
+    before = [
+        score.line
+        for score in scores
+        if (score.model, score.stage, score.metric, score.problem_set)
+        == (TARGET, "sft", GREEDY, HELDOUT)
+    ]
+    label = after.label(len(run.rounds) > 1) if after else "RFT"
+    gains = _main_gains(run, after)
     return join(
         [
             _summary(run),
             tag(
                 "div",
                 _card("Target after SFT", before, "{:.1%}"),
-                _card(f"Target after {_stage(after[-1]) if after else 'RFT'}", after, "{:.1%}"),
-                _card("Gain, paired by problem", gains, "{:+.1%}"),
+                _card(f"Target after {label}", [after.line] if after else [], "{:.1%}"),
+                _card("Gain over SFT, paired by problem", gains, "{:+.1%}"),
                 class_="cards",
             ),
             tag("p", "Greedy pass@1 on held-out problems, last checkpoint, with 95% intervals. ",
@@ -149,16 +157,41 @@ def _headline(run: Run) -> Html:
     )  # fmt: skip
 
 
+def _main_gains(run: Run, after: Score | None) -> list[Line]:
+    """The gain of the stage on the second card; one without a stage is of before there were any."""
+    gains = [line for line in _gain_lines(run) if line.get("metric") == GREEDY]
+    if after is None:
+        return gains
+    return [
+        line
+        for line in gains
+        if round_of(line) == after.round and line.get("stage", after.stage) == after.stage
+    ]
+
+
+def _gain_lines(run: Run) -> list[Line]:
+    return run.lines("gain", "metric", "stage", "round")
+
+
 def _summary(run: Run) -> Html:
     policies = run.config.get("policies") or []
     names = [str(p.get("name")) for p in policies if isinstance(p, dict)]
+    newest = max(run.rounds, default=0)
+    folder = run.rounds.get(newest, run.path / "round-000")
     done = {
-        "rollouts selected": any(run.path.glob("round-*/selected")),
-        "target trained": any(run.path.glob("round-*/checkpoint")),
-        "target evaluated": bool(run.rows),
+        "rollouts selected": (folder / "selected").exists(),
+        "target trained": (folder / "checkpoint").exists(),
+        "target evaluated": any(row["round"] == newest for row in run.rows),
     }
     state = ", ".join(f"{name}{'' if is_done else ' (not yet)'}" for name, is_done in done.items())
-    return tag("p", f"Policies: {', '.join(names) or 'none named'}. State: {state}.", class_="note")
+    planned = run.config.get("num_rounds", 1)
+    where = f" of round {newest} (rounds 0 to {planned - 1})" if _is_several(planned) else ""
+    text = f"Policies: {', '.join(names) or 'none named'}. State{where}: {state}."
+    return tag("p", text, class_="note")
+
+
+def _is_several(planned: object) -> bool:
+    return isinstance(planned, int) and planned > 1
 
 
 def _card(title: str, lines: list[Line], form: str) -> Html:
@@ -183,61 +216,13 @@ def _gain_in_words(gains: list[Line]) -> str:
 
 
 def _evaluation(run: Run) -> Html:
-    parts = []
-    if run.rows:
-        has_rounds = len({row["round"] for row in run.rows}) > 1
-        parts = [interval_plot(_points(run.rows, has_rounds)), _score_table(run.rows)]
-        if gains := run.lines("gain", "metric"):
-            parts.append(tag("p", "Gain of the target over its SFT, paired by problem:"))
-            rows = [
-                (g.get("metric"), show(g, "value", "{:+.1%}"), show_interval(g, "{:+.1%}"))
-                for g in gains
-            ]
-            parts.append(table(("metric", "gain", "95% interval"), rows))
-    else:
-        parts.append(NOT_YET)
-    scored = run.lines("evaluation", "model", "stage", "problem_set", "step")
-    if scored:
-        title = f"Every scored checkpoint, validation included ({len(scored)})"
-        parts.append(tag("details", tag("summary", title), _score_table(scored, "problem_set")))
-    return join(parts)
-
-
-def _points(rows: list[Line], has_rounds: bool) -> list[tuple[str, float, float, float, int]]:
-    points = []
-    for row in rows:
-        label = f"{row.get('model')}, {_stage(row)}"
-        label += "" if row.get("metric") == "pass@1" else f", {row.get('metric')}"
-        label += f", round {row['round']}" if has_rounds else ""
-        values = [number(row, key) for key in ("value", "low", "high")]
-        if all(map(math.isfinite, values)):
-            shown = label if len(label) <= 50 else label[:49] + "\u2026"
-            points.append((shown, *values, 0 if row.get("model") == TARGET else 6))
-    return points
-
-
-def _score_table(rows: list[Line], third: str = "metric") -> Html:
-    headers = ("model", "stage", third.replace("_", " "), "step", "pass@1", "95% interval", "n")
-    cells = [
-        (
-            row.get("model"),
-            _stage(row),
-            row.get(third),
-            show(row, "step", "{:.0f}"),
-            show(row, "value", "{:.1%}"),
-            show_interval(row, "{:.1%}"),
-            show(row, "n", "{:.0f}"),
-        )
-        for row in rows
-    ]
-    return table(headers, cells, num_labels=3)
+    identity = ("model", "stage", "round", "problem_set", "metric", "step")
+    return evaluation_report(run.rows, _gain_lines(run), run.lines("evaluation", *identity))
 
 
 def _counts(run: Run) -> Html:
-    """The counts of the newest round that has any."""
     rows = run.lines("select", "round", "policy")
-    newest = [row for row in rows if row.get("round") == rows[-1].get("round")]
-    return rollout_statistics(newest) if newest else Html("")
+    return rollout_statistics(rows) if rows else Html("")
 
 
 def _configuration(run: Run) -> Html:
@@ -252,8 +237,3 @@ def _configuration(run: Run) -> Html:
 
 def _section(title: str, body: Html | str) -> Html:
     return tag("section", tag("h2", title), body or NOT_YET)
-
-
-def _stage(row: Line) -> str:
-    stage = str(row.get("stage"))
-    return STAGES.get(stage, stage)

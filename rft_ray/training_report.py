@@ -4,41 +4,71 @@ import math
 from collections import Counter
 from statistics import fmean, median
 
-from rft_ray.plots import (
+from rft_ray.page import (
     Html,
     Line,
     join,
-    line_plot,
     number,
+    round_of,
     show,
     stacked_bar,
     swatch,
     table,
     tag,
 )
+from rft_ray.plots import Series, line_plot
 
 MAX_POINTS = 200
 PHASES = ("train", "start samplers", "sample verify select", "evaluate")
 
+# A training run is the job of that name in that round.
+Job = tuple[str, int]
+
 
 def training_jobs(steps: list[Line], examples: list[Line]) -> Html:
     """Loss and learning rate against the optimiser step, and a row of sums for each job."""
-    jobs: dict[str, list[Line]] = {}
-    for line in sorted(steps, key=lambda line: number(line, "step")):
-        jobs.setdefault(str(line.get("job")), []).append(line)
-    plots = []
-    for title, key in (("Loss", "loss"), ("Learning rate", "learning_rate")):
-        curves = {job: _curve(rows, key) for job, rows in jobs.items()}
-        plots.append(line_plot(title, "optimiser step", curves))
+    jobs: dict[Job, list[Line]] = {}
+    for line in sorted(steps, key=lambda line: (round_of(line), number(line, "step"))):
+        jobs.setdefault(_job(line), []).append(line)
     width = max(map(_points_width, jobs.values()))
     note = f"A point is the mean of up to {width} steps." if width > 1 else ""
     return join(
         [
-            tag("div", *plots, class_="pair"),
+            *_curves_by_family(jobs),
             tag("p", note, class_="note"),
-            _job_table(jobs, {str(line.get("job")): line for line in examples}),
+            _job_table(jobs, {_job(line): line for line in examples}),
         ]
     )
+
+
+def _curves_by_family(jobs: dict[Job, list[Line]]) -> list[Html]:
+    """Plots of the jobs that belong together; those of earlier rounds are folded away."""
+    has_rounds = any(in_round for _, in_round in jobs)
+    families: dict[tuple[str, int], dict[Job, list[Line]]] = {}
+    for job, lines in jobs.items():
+        families.setdefault((job[0].partition("-")[0], job[1]), {})[job] = lines
+    newest = dict(sorted(families))
+    parts = []
+    for (kind, in_round), own in families.items():
+        of_round = f", round {in_round}" if has_rounds else ""
+        plots = tag("div", *_curves(own, of_round), class_="pair")
+        if newest[kind] != in_round:
+            summary = tag("summary", f"Curves of {len(own)} jobs ({kind}{of_round})")
+            plots = tag("details", summary, plots)
+        parts.append(plots)
+    return parts
+
+
+def _curves(jobs: dict[Job, list[Line]], of_round: str) -> list[Html]:
+    plots = []
+    for title, key in (("Loss", "loss"), ("Learning rate", "learning_rate")):
+        curves: Series = {name: _curve(rows, key) for (name, _), rows in jobs.items()}
+        plots.append(line_plot(title + of_round, "optimiser step", curves))
+    return plots
+
+
+def _job(line: Line) -> Job:
+    return str(line.get("job")), round_of(line)
 
 
 def refreshes(lines: list[Line]) -> Html:
@@ -75,28 +105,62 @@ def refreshes(lines: list[Line]) -> Html:
 
 def phases(lines: list[Line]) -> Html:
     """One bar of all phases, summed over attempts, and the same in numbers."""
-    seconds: Counter[tuple[str, str]] = Counter()
-    for line in lines:
-        what = " ".join(str(line[key]) for key in ("job", "model", "stage") if line.get(key))
-        if number(line, "seconds") > 0:
-            seconds[str(line.get("phase")), what] += number(line, "seconds")
-    if not seconds:
+    lines = [line for line in lines if number(line, "seconds") > 0]
+    if not lines:
         return Html("")
-    total = sum(seconds.values())
-    colour = {phase: PHASES.index(phase) if phase in PHASES else 6 for phase, _ in seconds}
-    parts = [(f"{p} {what}: {s:,.1f} s", s, colour[p]) for (p, what), s in seconds.items()]
-    rows = [
-        (join([swatch(colour[p]), p]), what, f"{s:,.1f}", f"{s / total:.1%}")
-        for (p, what), s in sorted(seconds.items(), key=lambda item: -item[1])
-    ]
+    total = sum(number(line, "seconds") for line in lines)
+    by_phase: dict[str, Counter[int]] = {}
+    for line in lines:
+        of_rounds = by_phase.setdefault(str(line.get("phase")), Counter())
+        of_rounds[round_of(line)] += number(line, "seconds")
+    others = [phase for phase in by_phase if phase not in PHASES]
+    colours = {phase: i for i, phase in enumerate([*PHASES, *others])}
+    parts = [(f"{phase}: {_duration(seconds.total())}", seconds.total(), colours[phase])
+             for phase, seconds in by_phase.items()]  # fmt: skip
     note = (
         f"{_duration(total)} in finished phases, over all attempts of the run; what a killed "
         "attempt spent in an unfinished phase is not known."
     )
-    headers = ("phase", "of", "seconds", "share")
     return join(
-        [tag("p", note, class_="note"), stacked_bar(parts), table(headers, rows, num_labels=2)]
+        [
+            tag("p", note, class_="note"),
+            stacked_bar(parts),
+            _phase_table(by_phase, colours, total),
+            _all_phases(lines),
+        ]
     )
+
+
+def _phase_table(by_phase: dict[str, Counter[int]], colours: dict[str, int], total: float) -> Html:
+    """A row for each phase, a column for each round where there are several."""
+    rounds = sorted({r for seconds in by_phase.values() for r in seconds})
+    rounds = rounds if len(rounds) > 1 else []
+    rows = [
+        (
+            join([swatch(colours[phase]), phase]),
+            *(f"{seconds[r]:,.1f}" if r in seconds else "" for r in rounds),
+            f"{seconds.total():,.1f}",
+            f"{seconds.total() / total:.1%}",
+        )
+        for phase, seconds in sorted(by_phase.items(), key=lambda item: -item[1].total())
+    ]
+    return table(("phase", *(f"round {r}" for r in rounds), "seconds", "share"), rows)
+
+
+def _all_phases(lines: list[Line]) -> Html:
+    has_rounds = any(map(round_of, lines))
+    seconds: Counter[tuple[str, str, int]] = Counter()
+    for line in lines:
+        keys = ("job", "model", "stage", "problem_set")
+        what = " ".join(str(line[key]) for key in keys if line.get(key))
+        seconds[str(line.get("phase")), what, round_of(line)] += number(line, "seconds")
+    rows = [
+        (phase, what, *([in_round] if has_rounds else []), f"{spent:,.1f}")
+        for (phase, what, in_round), spent in seconds.most_common()
+    ]
+    names = ("phase", "of", "round") if has_rounds else ("phase", "of")
+    listed = table((*names, "seconds"), rows, num_labels=len(names))
+    return tag("details", tag("summary", f"Every phase ({len(rows)})"), listed)
 
 
 def _points_width(rows: list[Line]) -> int:
@@ -112,8 +176,10 @@ def _curve(rows: list[Line], key: str) -> list[tuple[float, float]]:
     return [(fmean(x for x, _ in part), fmean(y for _, y in part)) for part in parts]
 
 
-def _job_table(jobs: dict[str, list[Line]], examples: dict[str, Line]) -> Html:
-    headers = ("job", "steps", "examples", "too long", "first loss", "last loss",
+def _job_table(jobs: dict[Job, list[Line]], examples: dict[Job, Line]) -> Html:
+    has_rounds = any(in_round for _, in_round in jobs)
+    names = ("job", "round") if has_rounds else ("job",)
+    headers = (*names, "steps", "examples", "too long", "first loss", "last loss",
                "losses not finite", "tokens", "mean fill", "seconds")  # fmt: skip
     rows = []
     for job, steps in jobs.items():
@@ -121,7 +187,7 @@ def _job_table(jobs: dict[str, list[Line]], examples: dict[str, Line]) -> Html:
         fill = _numbers(steps, "fill")
         rows.append(
             (
-                job,
+                *job[: len(names)],
                 f"{len(steps)} of {show(steps[-1], 'total_steps', '{:.0f}')}",
                 show(trained, "kept", "{:,.0f}"),
                 show(trained, "too_long", "{:,.0f}"),
@@ -133,7 +199,7 @@ def _job_table(jobs: dict[str, list[Line]], examples: dict[str, Line]) -> Html:
                 f"{sum(_numbers(steps, 'seconds')):,.1f}",
             )
         )
-    return table(headers, rows)
+    return table(headers, rows, num_labels=len(names))
 
 
 def _numbers(lines: list[Line], key: str) -> list[float]:
