@@ -14,7 +14,6 @@ from rft_ray.config import RecipeConfig, RunConfig
 from rft_ray.dataset_card import code_span, markdown_table, model_name
 from rft_ray.run_dir import RunDir, write_atomically
 from rft_ray.scores import read_rows
-from rft_ray.tally import ALL_ROUNDS
 
 FRONT_MATTER = """\
 ---
@@ -109,9 +108,8 @@ def _policies(config: RunConfig) -> str:
 def _counts(selections: list[dict[str, Any]]) -> str:
     rows = [
         (line["round"], code_span(line["policy"]),
-         *(f"{line[key]:,}" for key in ("rollouts", "correct", "distinct_paths", "selected")))
+         *(f"{line.get(key, 0):,}" for key in ("rollouts", "correct", "distinct_paths", "selected")))
         for line in selections
-        if line["policy"] != ALL_ROUNDS or line["round"] > 0
     ]  # fmt: skip
     headers = ("round", "policy", "rollouts", "correct", "distinct paths", "selected")
     return markdown_table(headers, rows)

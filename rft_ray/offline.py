@@ -25,7 +25,7 @@ from rft_ray.study import (
     refresh,
     running_samplers,
 )
-from rft_ray.tally import ALL_ROUNDS, Tally, counts_table
+from rft_ray.tally import POOLED, Tally, counts_table
 
 if TYPE_CHECKING:
     from rft_ray.scores import EvaluationRow
@@ -129,7 +129,7 @@ def sample_verify_select(
     for name in tally.names():
         study.run.log("select", round=number, policy=name, **tally.row(name))
     if not tally.selected:
-        raise NothingAcceptedError(f"no rollout was accepted: {tally.verdicts(ALL_ROUNDS)}")
+        raise NothingAcceptedError(f"no rollout was accepted: {tally.verdicts(POOLED)}")
     # The name says that every group is graded, so it is given last.
     os.replace(partial, round_dir.selected)
 

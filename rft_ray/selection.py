@@ -90,7 +90,12 @@ def group_statistics(group: Group) -> dict[str, Any]:
 
 
 def round_statistics(group: Group, round: int) -> dict[str, Any]:
-    """`group_statistics` of one round's own rollouts, and `all_rounds`: of everything so far."""
+    """`group_statistics` of one round's own rollouts, and `all_rounds`: of everything so far.
+
+    In round 0 that is the same and left out.
+    """
+    if round == 0:
+        return group_statistics(group)
     own = Group(group.problem, [rollout for rollout in group.rollouts if rollout.round == round])
     return {**group_statistics(own), "all_rounds": group_statistics(group)["pooled"]}
 

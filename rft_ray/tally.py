@@ -31,8 +31,8 @@ class Tally:
         self.num_problems += 1
         everything = statistics.get(ALL_ROUNDS, statistics[POOLED])
         self.num_solved += everything["accepted"] > 0
-        sums = {POOLED: statistics[POOLED], ALL_ROUNDS: everything, **statistics["policies"]}
-        for name, counts in sums.items():
+        sums = {key: statistics[key] for key in (POOLED, ALL_ROUNDS) if key in statistics}
+        for name, counts in {**statistics["policies"], **sums}.items():
             total = self.counts.setdefault(name, Counter())
             if counts is None or counts["rollouts"] == 0:
                 self.too_long[name] += 1
@@ -42,7 +42,8 @@ class Tally:
     @property
     def selected(self) -> int:
         """Rollouts that the target will be trained on."""
-        return self.counts.get(ALL_ROUNDS, Counter())["selected"]
+        sums = self.counts.get(ALL_ROUNDS) or self.counts.get(POOLED) or Counter()
+        return sums["selected"]
 
     def per_problem(self, name: str, count: str) -> float:
         """Mean of a count over all problems, the unsolved ones included."""
@@ -68,28 +69,26 @@ class Tally:
         return {verdict: self.counts[name][verdict] for verdict in VERDICTS}
 
     def names(self) -> list[str]:
-        """The policies in order of appearance, then `pooled` and `all_rounds`."""
-        sums = [POOLED, ALL_ROUNDS]
+        """The policies in order of appearance, then `pooled` and, after round 0, `all_rounds`."""
+        sums = [name for name in (POOLED, ALL_ROUNDS) if name in self.counts]
         return [name for name in self.counts if name not in sums] + sums
 
 
 def counts_table(rows: list[dict[str, Any]]) -> str:
     """Rollouts, correct, distinct paths and selected per problem, from lines of kind `select`.
 
-    Per policy and pooled, for every round, and over all rounds where there are several.
+    Per policy and pooled, for every round, and over all rounds from the second on.
     """
     columns = ("rollouts", "correct", "distinct_paths", "selected")
-    has_rounds = len({row["round"] for row in rows}) > 1
     names = [row["policy"] for row in rows if row["policy"] != ALL_ROUNDS]
     width = max(16, *(len(name) for name in names))
     header = f"{'policy':{width}} {'round':>5} {'rollouts':>9} {'correct':>9} {'distinct':>9}"
     lines = [f"{header} {'selected':>9}   (per problem)"]
     for row in rows:
-        if row["policy"] != ALL_ROUNDS or (has_rounds and row["round"] > 0):
-            name = row["policy"].replace("_", " ") if row["policy"] == ALL_ROUNDS else row["policy"]
-            means = [row[column] / max(1, row["problems"]) for column in columns]
-            shown = " ".join(f"{mean:9.2f}" for mean in means)
-            lines.append(f"{name:{width}} {row['round']:5d} {shown}")
+        name = "all rounds" if row["policy"] == ALL_ROUNDS else row["policy"]
+        means = [row.get(column, 0) / max(1, row["problems"]) for column in columns]
+        shown = " ".join(f"{mean:9.2f}" for mean in means)
+        lines.append(f"{name:{width}} {row['round']:5d} {shown}")
     last = rows[-1]
     solved = f"{last['solved']} of {last['problems']}"
     return "\n".join([*lines, f"problems with at least one accepted rollout: {solved}"])
