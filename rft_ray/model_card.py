@@ -36,6 +36,7 @@ RECIPE_KEYS = (
     "start_from", "steps", "epochs", "batch_size", "learning_rate", "schedule", "warmup_fraction",
     "weight_decay", "max_grad_norm", "loss", "max_length",
 )  # fmt: skip
+COUNTS = ("rollouts", "correct", "distinct_paths", "selected")
 
 
 def write_model_cards(run: RunDir, config: RunConfig, selections: list[dict[str, Any]]) -> None:
@@ -107,10 +108,9 @@ def _policies(config: RunConfig) -> str:
 
 def _counts(selections: list[dict[str, Any]]) -> str:
     rows = [
-        (line["round"], code_span(line["policy"]),
-         *(f"{line.get(key, 0):,}" for key in ("rollouts", "correct", "distinct_paths", "selected")))
+        (line["round"], code_span(line["policy"]), *(f"{line.get(key, 0):,}" for key in COUNTS))
         for line in selections
-    ]  # fmt: skip
+    ]
     headers = ("round", "policy", "rollouts", "correct", "distinct paths", "selected")
     return markdown_table(headers, rows)
 
