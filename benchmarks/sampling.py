@@ -122,6 +122,7 @@ def measure_ours(count: int, repeats: int) -> dict[str, Any]:
         policy = Policy(
             name="tied",
             application=application_name("bench", "tied"),
+            tokenizer=str(MODEL),
             weights=Weights(str(MODEL), 0),
             prompt=make_bench_prompt(),
             sampling=SAMPLING,

@@ -15,6 +15,7 @@ from rft_ray.config_sections import (
     Count,
     EvaluationConfig,
     MachinesConfig,
+    OnlineConfig,
     PolicyConfig,
     ProblemsConfig,
     ProblemSetConfig,
@@ -34,6 +35,7 @@ from rft_ray.config_sections import (
 __all__ = [
     "EvaluationConfig",
     "MachinesConfig",
+    "OnlineConfig",
     "PolicyConfig",
     "ProblemSetConfig",
     "ProblemsConfig",
@@ -56,12 +58,13 @@ Control = Literal["own", "random", "no_dedup"]
 
 
 class RunConfig(Section):
-    """A whole offline run."""
+    """A whole run."""
 
     run_dir: str
     """Everything the run writes goes here; an existing one is continued."""
-    mode: Literal["offline"] = "offline"
-    """offline: sample, verify, select, train, evaluate."""
+    mode: Literal["offline", "online"] = "offline"
+    """offline: sample, verify, select, train, evaluate; online: the same in every step, the sampler
+    being the model that is trained."""
     seed: int = 0
     """Root of every seed of the sampling requests."""
     problems: ProblemsConfig
@@ -82,6 +85,7 @@ class RunConfig(Section):
     """Further trainings of the target to compare with, each on the same gold solutions and the
     same recipe. own: the rollouts of the policy that shares its base; random: as many of each
     problem's accepted rollouts, drawn at random; no_dedup: every accepted rollout."""
+    online: OnlineConfig = OnlineConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: TrackersConfig = TrackersConfig()
@@ -128,6 +132,8 @@ class RunConfig(Section):
             raise ValueError(
                 "controls: own needs several policies, one of them with the target's model"
             )
+        if self.mode == "online" and self.own_policy is None:
+            raise ValueError("mode online needs a policy with the target's model: the live policy")
         self._check_recipes()
         return self
 

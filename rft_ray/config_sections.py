@@ -313,6 +313,51 @@ class EvaluationConfig(Section):
         return self
 
 
+class OnlineConfig(Section):
+    """Online RFT (DeepSeekMath eq. 11): what a step is made of, and how fresh its rollouts are."""
+
+    steps: Count = 100
+    """Batches of problems sampled from the live policy and trained on."""
+    problems_per_step: Count = 16
+    """Problems of a batch; the training set is gone through in a seeded order, again and again."""
+    updates_per_batch: Count = 1
+    """Optimiser steps on each batch; more than one needs the clipped ratio (`clip_low`)."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """Batches that the target may be ahead of the weights a rollout was sampled with. 0 is strictly
+    on-policy; 1 overlaps sampling the next batch with training on this one."""
+    filters: list[Literal["all_wrong", "all_right", "too_long"]] = []
+    """Groups that are left out, in this order, counted by reason."""
+    select: bool = False
+    """Train on the selected rollouts only (`selection`), not on all accepted ones."""
+    normalise: Literal["all", "accepted"] = "all"
+    """What the loss is a mean over: all rollouts of the batch (eq. 11), or the accepted ones."""
+    clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Importance ratio, to the sampler's own log-probabilities, clipped below 1 - clip_low; none:
+    no ratio."""
+    clip_high: Annotated[float, Field(gt=0.0)] | None = None
+    """The same above 1 + clip_high; none: as clip_low."""
+    evaluate_every: Count = 20
+    """Batches between exports, each scored on the validation problems in the running samplers."""
+    patience: Count | None = None
+    """Evaluations without a new best on validation after which the run stops; none: never."""
+    in_flight: Literal["wait", "keep", "abort"] = "wait"
+    """What becomes of requests in flight when weights arrive (vLLM's meaning)."""
+    bucket_mb: Count = 256
+    """Most weights that are whole in one place during a refresh, in 2^20 bytes."""
+    refresh_timeout_s: Annotated[float, Field(gt=0.0)] = 120.0
+    """Seconds after which a refresh has failed."""
+    parity_first: Annotated[int, Field(ge=0)] = 3
+    """Refreshes at the start of a run after which sampler and trainer are compared."""
+    parity_every: Annotated[int, Field(ge=0)] = 10
+    """Refreshes between later comparisons; 0: none."""
+
+    @model_validator(mode="after")
+    def _several_updates_are_clipped(self) -> "OnlineConfig":
+        if self.updates_per_batch > 1 and self.clip_low is None:
+            raise ValueError("updates_per_batch above 1 needs clip_low")
+        return self
+
+
 class TrackersConfig(Section):
     """Where metrics go besides `metrics.jsonl` and TensorBoard's files in the run directory."""
 

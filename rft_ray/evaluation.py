@@ -68,7 +68,7 @@ def greedy_groups(
         groups = list(read_groups(path))
         advance(len(groups))
         return groups
-    sampled = asyncio.run(_sample_all(problems, plan, advance))
+    sampled = asyncio.run(sample_all(problems, plan, advance))
     with Verifier(final_answer_only(config)) as verifier:
         groups = verifier.verify_groups(sampled)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def greedy_groups(
     return groups
 
 
-async def _sample_all(
+async def sample_all(
     problems: list[Problem], plan: SamplingPlan, advance: Advance
 ) -> list[Group]:
     """The groups in the order of the problems, as many at a time as the sampler takes."""

@@ -9,6 +9,7 @@ light side, which the stream's actors and the evaluation share.
 import asyncio
 import hashlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ class Policy:
     name: str
     application: str
     """Serve application of its sampler."""
+    tokenizer: str
+    """Folder of its tokeniser, which training leaves as it is."""
     weights: Weights
     prompt: Prompt
     sampling: dict[str, Any]
@@ -99,18 +102,23 @@ def request_seed(run_seed: int, round: int, policy: str, problem_id: str) -> int
     return int.from_bytes(digest[:8], "big") >> 2
 
 
+@lru_cache(maxsize=16)
+def load_tokenizer(folder: str) -> Any:
+    """The tokeniser of a model folder, read once a process."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
 class GroupSampler:
     """Asks every policy of a plan about a problem; lives in the process that needs the groups."""
 
     def __init__(self, plan: SamplingPlan) -> None:
         from ray import serve
-        from transformers import AutoTokenizer
 
         self.plan = plan
         self.handles = {p.name: serve.get_app_handle(p.application) for p in plan.policies}
-        self.tokenizers = {
-            p.name: AutoTokenizer.from_pretrained(p.weights.path) for p in plan.policies
-        }
+        self.tokenizers = {p.name: load_tokenizer(p.tokenizer) for p in plan.policies}
 
     async def sample(self, problem: Problem) -> Group:
         """The problem's rollouts, policy after policy; none from a policy it is too long for."""

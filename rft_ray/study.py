@@ -96,6 +96,7 @@ class Samplers:
     handles: dict[str, "DeploymentHandle"]
     serving: dict[str, str]
     application: dict[str, str]
+    tokenizer: dict[str, str]
     max_model_len: dict[str, int]
     max_rollouts_in_flight: dict[str, int]
 
@@ -107,6 +108,7 @@ class Samplers:
         return Policy(
             name=name,
             application=self.application[sampler],
+            tokenizer=self.tokenizer[name],
             weights=weights,
             prompt=prompt,
             sampling=sampling,
@@ -188,6 +190,7 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
             handles=handles,
             serving=serving,
             application={name: application_name(run_id, name) for name in models},
+            tokenizer={name: model.base for name, model in study.models.items()},
             max_model_len={n: h.max_model_len.remote().result() for n, h in handles.items()},
             max_rollouts_in_flight={
                 name: sampler.max_rollouts_in_flight * sampler.num_replicas

@@ -32,6 +32,7 @@ def make_plan(round: int = 0) -> SamplingPlan:
         Policy(
             name=name,
             application=application_name(RUN_ID, name),
+            tokenizer=str(BASES / name),
             weights=Weights(str(BASES / name), 0),
             prompt=PROMPT,
             sampling=sampling,
