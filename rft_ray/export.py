@@ -80,7 +80,7 @@ def _copy_other_files(source: str, folder: str) -> None:
 
 
 def _write_weights(engine: DeepSpeedEngine, folder: str) -> None:
-    shards = _shards(_unique_tensors(engine))
+    shards = _shards(unique_tensors(engine))
     names: dict[str, str] = {}
     total_bytes = 0
     for number, shard in enumerate(shards, start=1):
@@ -96,7 +96,7 @@ def _write_weights(engine: DeepSpeedEngine, folder: str) -> None:
         Path(folder, "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
 
 
-def _unique_tensors(engine: DeepSpeedEngine) -> dict[str, Tensor]:
+def unique_tensors(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name; tied ones once, under the first name."""
     unique: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in engine.module.state_dict(keep_vars=True).items():

@@ -6,6 +6,11 @@ refresh) refreshes itself before it answers, so no rollout can carry a version t
 it, and engines start once per run while checkpoints come and go. After each refresh the replica
 compares its own log-probabilities with those the trainer left in the checkpoint.
 
+Live weights come from a running trainer instead, which brings all replicas through a refresh
+together (`refresh.py`): join_weight_group once, then prepare_refresh, transfer_weights and
+finish_refresh each time. A trainer that goes silent in between is given up on, and from the first
+of these calls to the end of the last the replica serves nothing.
+
 Left out: autoscaling, LoRA, and detokenisation, which the stream does in batches.
 """
 
@@ -13,9 +18,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +32,43 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 
 from rft_ray.config import SamplerConfig
-from rft_ray.sampling import SampledTokens, SamplerUnavailableError, Weights
+from rft_ray.sampling import (
+    LIVE,
+    ParityError,
+    RefreshReport,
+    SampledTokens,
+    SamplerUnavailableError,
+    Weights,
+)
+from rft_ray.weight_group import Rendezvous
 
 PROBE_FILE = "probe.json"
+# What `weights.py` registers; that module is imported by vLLM only.
+WEIGHT_BACKEND = "rft_weights"
 # On CPUs vLLM 0.29 dies where it splits the prompt of a seeded request over two steps: it takes a
 # draw back from the random generator, which torch's CPU generator cannot do. Nothing is compiled,
 # since that costs more than a short run gains.
 CPU_ENGINE = {"enable_chunked_prefill": False, "enforce_eager": True}
 
 
-class ParityError(RuntimeError):
-    """A sampler's log-probabilities differ from the trainer's after a weight refresh."""
-
-
 @dataclass(frozen=True, slots=True)
-class RefreshReport:
-    """One replica's refresh: seconds from pause to resume, bytes read, and the parity check."""
+class ReplicaState:
+    """What a trainer must know of a replica before a refresh."""
 
-    seconds: float
-    num_bytes: int
-    parity_max_abs_diff: float | None
+    replica_id: str
+    num_workers: int
+    group_id: str | None
+    """The weight group that it has joined, which it may have left since by failing."""
+
+
+@dataclass(slots=True)
+class LiveRefresh:
+    """A refresh that the trainer is leading this replica through."""
+
+    started: float
+    patience_s: float
+    """How long the trainer may take until it calls again."""
+    watchdog: asyncio.TimerHandle | None = None
 
 
 class NothingToDownload(CallbackBase):
@@ -65,6 +87,9 @@ class Sampler(LLMServer):
         self._weights: Weights | None = weights
         self._tolerance = tolerance
         self._refreshing = asyncio.Lock()
+        self._live_refresh: LiveRefresh | None = None
+        self._failed_refreshes = 0
+        self._group_id: str | None = None
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -83,13 +108,13 @@ class Sampler(LLMServer):
             detokenize=bool(sampling.get("stop")),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        async with self._holding(weights):
+        async with self._holding(weights) as held:
             final = await self._run(prompt_ids, params)
         return SampledTokens(
             token_ids=np.concatenate([np.asarray(o.token_ids, np.int32) for o in final.outputs]),
             lengths=np.asarray([len(o.token_ids) for o in final.outputs], np.int32),
             stopped=np.asarray([_ends_with_eos(output) for output in final.outputs]),
-            policy_version=weights.version,
+            policy_version=held.version,
         )
 
     async def score(self, token_ids: list[int], weights: Weights) -> list[float]:
@@ -102,6 +127,96 @@ class Sampler(LLMServer):
         async with self._refreshing:
             return await self._refresh(weights)
 
+    async def describe(self) -> ReplicaState | None:
+        """For the trainer; None while the engine is dead."""
+        if self._client.errored:
+            return None
+        num_workers = self._client.vllm_config.parallel_config.world_size
+        return ReplicaState(_replica_id(), num_workers, self._group_id)
+
+    async def join_weight_group(
+        self, group_id: str, rendezvous: Rendezvous, first_ranks: dict[str, int]
+    ) -> bool | None:
+        """Join the trainer's group, all its members at once; None where this replica is not one.
+
+        `first_ranks` has the rank of each member's first worker, by replica id.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        if _replica_id() not in first_ranks:
+            return None
+        self._group_id = None
+        info = {**asdict(rendezvous), "first_rank": first_ranks[_replica_id()]}
+        # Every worker of the engine answers within the rendezvous's own limit.
+        async with asyncio.timeout(2 * rendezvous.timeout_s):
+            await self._client.init_weight_transfer_engine(WeightTransferInitRequest(info))
+        self._group_id = group_id
+        return True
+
+    async def prepare_refresh(
+        self, group_id: str, in_flight: str, drain_s: float, patience_s: float
+    ) -> bool | None:
+        """Stop serving and make the model ready for tensors; None for those outside the group.
+
+        Requests in flight finish first (`wait`), go on afterwards with the new weights (`keep`), or
+        fail (`abort`). SamplerUnavailableError, with nothing changed, where they take longer than
+        `drain_s`. The trainer may take `patience_s` from one call to the next.
+        """
+        if group_id != self._group_id:
+            return None
+        async with asyncio.timeout(drain_s):
+            await self._refreshing.acquire()
+        self._live_refresh = live = LiveRefresh(time.perf_counter(), patience_s)
+        async with self._leading(drain_s + patience_s):
+            if in_flight == "wait":
+                async with asyncio.timeout(drain_s):
+                    await self._idle.wait()
+            live.started = time.perf_counter()
+            self._weights = None
+            await self._client.pause_generation(mode=in_flight, clear_cache=True)
+            await self._client.start_weight_update()
+        return True
+
+    async def transfer_weights(
+        self, group_id: str, buckets: list[list[tuple[str, list[int], str]]], limit_s: float
+    ) -> bool | None:
+        """Receive and load the buckets that the trainer sends while this call runs."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        if group_id != self._group_id:
+            return None
+        async with self._leading(limit_s):
+            await self._client.update_weights(WeightTransferUpdateRequest({"buckets": buckets}))
+        return True
+
+    async def finish_refresh(
+        self, group_id: str, version: int, probe: dict[str, list] | None, num_bytes: int
+    ) -> RefreshReport | None:
+        """Serve what was received as live weights of this version, if it agrees with the probe.
+
+        `probe` has `token_ids` and `logprobs`, both lists of lists; ParityError.
+        """
+        if group_id != self._group_id:
+            return None
+        client, live = self._client, self._live_refresh
+        async with self._leading(live.patience_s if live else 0):
+            await client.finish_weight_update(weight_version=str(version))
+            await client.reset_prefix_cache()
+            await client.resume_generation()
+            seconds = time.perf_counter() - live.started
+            difference = await self._compare(probe, f"version {version}") if probe else None
+        self._weights = Weights(LIVE, version)
+        self._end_live_refresh()
+        return RefreshReport(seconds, num_bytes, difference)
+
+    async def abandon_refresh(self, group_id: str) -> bool | None:
+        """End a refresh that failed elsewhere; the replica serves nothing until the next one."""
+        if group_id != self._group_id:
+            return None
+        self._group_id = self._weights = None
+        await self._abandon(self._live_refresh)
+        return True
+
     async def max_model_len(self) -> int:
         """Longest prompt plus completion that the engine takes, in tokens."""
         return self._client.model_config.max_model_len
@@ -111,21 +226,72 @@ class Sampler(LLMServer):
         return self.engine._engine_client
 
     @asynccontextmanager
-    async def _holding(self, weights: Weights) -> AsyncIterator[None]:
-        """The block runs with these weights from its first token to its last.
+    async def _leading(self, limit_s: float) -> AsyncIterator[None]:
+        """The block is one call of a live refresh: what fails or takes too long ends it."""
+        live = self._live_refresh
+        if live is None:
+            raise SamplerUnavailableError("the refresh was given up before this call of it")
+        if live.watchdog:
+            live.watchdog.cancel()
+        try:
+            async with asyncio.timeout(limit_s):
+                yield
+        except BaseException as error:
+            await self._abandon(live)
+            if isinstance(error, ParityError) or not isinstance(error, Exception):
+                raise
+            # vLLM's own exceptions would make the trainer import vLLM to read them.
+            raise SamplerUnavailableError(f"{type(error).__name__}: {error}") from None
+        loop = asyncio.get_running_loop()
+        live.watchdog = loop.call_later(live.patience_s, self._give_up, live)
 
-        A refresh starts only when no block is running. The engine's own pause does not see to
-        that: a request that reaches it while it is paused would run on the new weights.
+    def _give_up(self, live: LiveRefresh) -> None:
+        self._giving_up = asyncio.ensure_future(self._abandon(live))
+
+    async def _abandon(self, live: LiveRefresh | None) -> None:
+        """Leave a live refresh with nothing to serve, its requests in flight failed."""
+        if live is None or live is not self._live_refresh:
+            return
+        self._live_refresh = self._group_id = None
+        if live.watchdog:
+            live.watchdog.cancel()
+        if self._weights is None:
+            self._failed_refreshes += 1
+            client = self._client
+            await _try(client.pause_generation(mode="abort", clear_cache=True), live.patience_s)
+            # Refused where the update itself failed, which then has ended already.
+            await _try(client.finish_weight_update(), live.patience_s)
+            await _try(client.resume_generation(), live.patience_s)
+        self._refreshing.release()
+
+    def _end_live_refresh(self) -> None:
+        self._live_refresh.watchdog.cancel()
+        self._live_refresh = None
+        self._refreshing.release()
+
+    @asynccontextmanager
+    async def _holding(self, weights: Weights) -> AsyncIterator[Weights]:
+        """The block runs with these weights, or for live ones with those that it is given.
+
+        It does so from its first token to its last: a refresh starts only when no block is running,
+        unless it was told to keep or abort what is in flight. The engine's own pause does not see
+        to that: a request that reaches it while it is paused would run on the new weights. After a
+        refresh that failed, a block that had begun before raises SamplerUnavailableError.
         """
-        if self._weights != weights or self._refreshing.locked():
+        if not weights.satisfied_by(self._weights) or self._refreshing.locked():
             async with self._refreshing:
-                if self._weights != weights:
-                    await self._refresh(weights)
+                if not weights.satisfied_by(self._weights):
+                    await self._bring(weights)
                 self._start_block()
+                held = self._weights
         else:
             self._start_block()
+            held = self._weights
+        failed_refreshes = self._failed_refreshes
         try:
-            yield
+            yield held
+            if self._failed_refreshes != failed_refreshes:
+                raise SamplerUnavailableError("a refresh failed while this request was running")
         finally:
             self._in_flight -= 1
             if self._in_flight == 0:
@@ -134,6 +300,15 @@ class Sampler(LLMServer):
     def _start_block(self) -> None:
         self._in_flight += 1
         self._idle.clear()
+
+    async def _bring(self, weights: Weights) -> None:
+        """Refresh on request; only the trainer can bring live weights."""
+        if weights.path == LIVE:
+            raise SamplerUnavailableError(
+                f"live weights of version {weights.version} have not come yet; "
+                f"held: {self._weights}"
+            )
+        await self._refresh(weights)
 
     async def _refresh(self, weights: Weights) -> RefreshReport:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -162,7 +337,10 @@ class Sampler(LLMServer):
         """Largest difference to the trainer's log-probabilities; None where it left none."""
         if not (folder / PROBE_FILE).exists():
             return None
-        probe = json.loads((folder / PROBE_FILE).read_text())
+        return await self._compare(json.loads((folder / PROBE_FILE).read_text()), str(folder))
+
+    async def _compare(self, probe: dict[str, list], source: str) -> float:
+        """Largest difference to the probe's log-probabilities; ParityError if it is too large."""
         scored = await asyncio.gather(*(self._score(ids) for ids in probe["token_ids"]))
         worst = max(
             float(np.max(np.abs(np.asarray(ours) - np.asarray(theirs))))
@@ -170,7 +348,7 @@ class Sampler(LLMServer):
         )
         if not worst <= self._tolerance:
             raise ParityError(
-                f"after loading {folder} the sampler's log-probabilities differ from the "
+                f"after loading {source} the sampler's log-probabilities differ from the "
                 f"trainer's by up to {worst:.2g}; tolerated: {self._tolerance:.2g}"
             )
         return worst
@@ -195,7 +373,21 @@ class Sampler(LLMServer):
             outputs = [output async for output in stream]
         except EngineDeadError as error:
             raise SamplerUnavailableError(str(error)) from None
-        return outputs[-1]
+        final = outputs[-1]
+        if any(output.finish_reason == "abort" for output in final.outputs):
+            raise SamplerUnavailableError("a refresh aborted this request")
+        return final
+
+
+async def _try(call: Coroutine[Any, Any, None], limit_s: float) -> None:
+    """Part of leaving a failed refresh: whatever fails, the rest is done too."""
+    with suppress(Exception):
+        async with asyncio.timeout(limit_s):
+            await call
+
+
+def _replica_id() -> str:
+    return serve.get_replica_context().replica_id.unique_id
 
 
 def _ends_with_eos(output: Any) -> bool:
@@ -264,7 +456,7 @@ def _build(
             **({} if on_gpu else CPU_ENGINE),
             **config.vllm,
             "tensor_parallel_size": config.tensor_parallel_size,
-            "weight_transfer_config": {"backend": "rft_checkpoint"},
+            "weight_transfer_config": {"backend": WEIGHT_BACKEND},
         },
         deployment_config={
             "num_replicas": config.num_replicas,

@@ -21,16 +21,45 @@ from rft_ray.types import Group, Problem, Rollout
 RETRY_SECONDS = (1, 2, 5, 10, 20, 40, 60, 60, 60, 60)
 
 
+LIVE = "live"
+"""In place of a folder: the weights that a running trainer sends."""
+
+
 class SamplerUnavailableError(RuntimeError):
-    """The replica's engine is dead; another replica, or this one after its restart, may answer."""
+    """The replica cannot answer now; another one, or this one a little later, may.
+
+    Its engine is dead, or it has not been sent the live weights that were asked for.
+    """
+
+
+class ParityError(RuntimeError):
+    """A sampler's log-probabilities differ from the trainer's after a weight refresh."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshReport:
+    """One replica's refresh: seconds from pause to resume, bytes read, and the parity check."""
+
+    seconds: float
+    num_bytes: int
+    parity_max_abs_diff: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a sampler is to serve: a Hugging Face folder, and the step that wrote it (0: base)."""
+    """What a sampler is to serve: a Hugging Face folder, and the step that wrote it (0: base).
+
+    With the path LIVE it is what the trainer sent last, if that is this version or a later one.
+    """
 
     path: str
     version: int
+
+    def satisfied_by(self, held: "Weights | None") -> bool:
+        """Whether a replica that holds those may answer a request for these."""
+        if held is None or held.path != self.path:
+            return False
+        return held.version >= self.version if self.path == LIVE else held == self
 
 
 @dataclass(frozen=True, slots=True)

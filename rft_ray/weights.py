@@ -1,10 +1,14 @@
 """How new weights get into a running vLLM engine: the worker's half of a weight refresh.
 
-One backend of vLLM's weight-transfer API lives here: `rft_checkpoint` reads a Hugging Face folder
-that every node can see, on CPUs and GPUs alike, one tensor at a time. vLLM finds it through the
-`vllm.general_plugins` entry point in `pyproject.toml`, so the package must be installed (not only
-shipped as a working directory) wherever an engine runs. vLLM's transfer API changes between
-releases; this file and the `refresh` method of `sampler.py` are the only users of it.
+One backend of vLLM's weight-transfer API lives here, since an engine has one for its lifetime. An
+update names either a Hugging Face folder that every node can see, read one tensor at a time, or
+buckets that trainer rank 0 broadcasts through a `WeightGroup` (gloo on CPUs, NCCL on GPUs). vLLM
+finds the backend through the `vllm.general_plugins` entry point in `pyproject.toml`, so the package
+must be installed (not only shipped as a working directory) wherever an engine runs. vLLM's transfer
+API changes between releases; this file and the refreshes of `sampler.py` are its only users.
+
+Left out: CUDA IPC, which a trainer and a sampler that share one GPU need, as NCCL refuses two ranks
+on a device. It would be a third kind of update: `receive_weights` opening the handles it is sent.
 """
 
 import json
@@ -22,55 +26,78 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-BACKEND = "rft_checkpoint"
+from rft_ray.buckets import TensorSpec
+from rft_ray.weight_group import Rendezvous, WeightGroup, unpack
+
+BACKEND = "rft_weights"
 
 
 def register() -> None:
     """Entry point that vLLM calls in each of its processes."""
-    WeightTransferEngineFactory.register_engine(BACKEND, CheckpointEngine)
+    WeightTransferEngineFactory.register_engine(BACKEND, RefreshEngine)
 
 
 @dataclass
-class CheckpointInitInfo(WeightTransferInitInfo):
-    """A folder needs no rendezvous."""
+class RefreshInitInfo(WeightTransferInitInfo):
+    """A `Rendezvous`, and the rank in it of this engine's first worker. A folder needs none."""
+
+    host: str
+    port: int
+    world_size: int
+    backend: str
+    timeout_s: float
+    first_rank: int
 
 
 @dataclass
-class CheckpointUpdateInfo(WeightTransferUpdateInfo):
-    """The Hugging Face folder to read."""
+class RefreshUpdateInfo(WeightTransferUpdateInfo):
+    """The Hugging Face folder to read, or the buckets to receive: (name, shape, dtype) each."""
 
-    path: str
+    path: str | None = None
+    buckets: list[list[tuple[str, list[int], str]]] | None = None
 
 
-class CheckpointEngine(WeightTransferEngine[CheckpointInitInfo, CheckpointUpdateInfo]):
-    """Loads a checkpoint folder into the worker's model, in place.
+class RefreshEngine(WeightTransferEngine[RefreshInitInfo, RefreshUpdateInfo]):
+    """Loads a folder, or what the trainer sends, into the worker's model, in place.
 
-    Invariant: `update_weights` returns only if every parameter of the model was written; a folder
+    Invariant: `update_weights` returns only if every parameter of the model was written; an update
     that lacks one raises, and the sampler then serves nothing until a refresh succeeds.
     """
 
-    init_info_cls = CheckpointInitInfo
-    update_info_cls = CheckpointUpdateInfo
+    init_info_cls = RefreshInitInfo
+    update_info_cls = RefreshUpdateInfo
     supports_draft_weight_update = False
+    _group: WeightGroup | None = None
+    _is_open = False
 
-    def init_transfer_engine(self, init_info: CheckpointInitInfo) -> None:
-        """Nothing to connect to."""
+    def init_transfer_engine(self, init_info: RefreshInitInfo) -> None:
+        """Join the trainer's group, leaving any earlier one; all members must call together."""
+        self.shutdown()
+        fields = vars(init_info).copy()
+        rank = fields.pop("first_rank") + self.parallel_config.rank
+        self._group = WeightGroup(Rendezvous(**fields), rank)
 
     def start_weight_update(self) -> None:
         """Make the model take tensors in checkpoint format again."""
+        if self._is_open:
+            # An update failed half-way: what some layers got of it must not count towards this one.
+            finalize_layerwise_reload(self.model, self.model_config)
         initialize_layerwise_reload(self.model)
+        self._is_open = True
 
-    def receive_weights(self, update_info: CheckpointUpdateInfo) -> None:
-        """Write every tensor of the folder; ValueError names the parameters it lacks."""
+    def receive_weights(self, update_info: RefreshUpdateInfo) -> None:
+        """Write every tensor of the update; ValueError names the parameters it lacks."""
         expected = {name for name, _ in self.model.named_parameters()}
-        written = self.model.load_weights(_read_tensors(Path(update_info.path)))
+        written = self._load(update_info)
         missing = expected - written - _tied_to_embeddings(self.model)
         if missing:
-            raise ValueError(f"{update_info.path} lacks {', '.join(sorted(missing)[:5])}")
+            source = update_info.path or "the trainer"
+            raise ValueError(f"{source} lacks {', '.join(sorted(missing)[:5])}")
 
     def finish_weight_update(self) -> None:
         """Put the new tensors into the layout that the kernels read."""
         finalize_layerwise_reload(self.model, self.model_config)
+        self._is_open = False
         for module in self.model.modules():
             # The CPU kernel of the output layer reads a packed copy of its weight. Where the
             # weight is the embedding's, nothing is loaded into the layer itself, so the reload
@@ -79,7 +106,32 @@ class CheckpointEngine(WeightTransferEngine[CheckpointInitInfo, CheckpointUpdate
                 module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Leave the group, if there is one."""
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+    def _load(self, update: RefreshUpdateInfo) -> set[str]:
+        """The names of the parameters that were written."""
+        if update.path is not None:
+            return self.model.load_weights(_read_tensors(Path(update.path)))
+        try:
+            return self._load_buckets(to_specs(update.buckets))
+        except BaseException:
+            # The trainer would otherwise wait for this worker until the group's timeout.
+            self.shutdown()
+            raise
+
+    def _load_buckets(self, buckets: list[list[TensorSpec]]) -> set[str]:
+        written: set[str] = set()
+        for bucket, flat in self._group.receive(buckets, self.device):
+            written |= self.model.load_weights(unpack(flat, bucket))
+        return written
+
+
+def to_specs(buckets: list[list[tuple[str, list[int], str]]]) -> list[list[TensorSpec]]:
+    """Buckets as they come out of vLLM's messages, which know no dataclasses."""
+    return [[TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in b] for b in buckets]
 
 
 def _tied_to_embeddings(model: torch.nn.Module) -> set[str]:
