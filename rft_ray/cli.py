@@ -18,6 +18,7 @@ from rft_ray import __version__
 from rft_ray.errors import InputError, one_line
 
 if TYPE_CHECKING:
+    from rft_ray.config import RunConfig
     from rft_ray.records import GroupReader
     from rft_ray.types import Group
     from rft_ray.verifier import Verifier
@@ -80,6 +81,8 @@ def _run(args: argparse.Namespace) -> int:
     from rft_ray.config_file import load_config
 
     config = load_config(args.config, args.overrides)
+    if config.mode == "online":
+        return _run_online(args.part, config)
     from rft_ray import offline
 
     parts = {
@@ -97,6 +100,15 @@ def _plan(args: argparse.Namespace) -> int:
     from rft_ray.plan import print_plan
 
     return print_plan(load_config(args.config, args.overrides))
+
+
+def _run_online(part: str, config: "RunConfig") -> int:
+    if part != "run":
+        raise InputError(f"mode online samples and trains at once: use `rft-ray run`, not {part}")
+    from rft_ray.online import run_online
+
+    run_online(config)
+    return EXIT_DONE
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -115,6 +115,7 @@ class Sampler(LLMServer):
             lengths=np.asarray([len(o.token_ids) for o in final.outputs], np.int32),
             stopped=np.asarray([_ends_with_eos(output) for output in final.outputs]),
             policy_version=held.version,
+            logprobs=_sampled_logprobs(final.outputs) if "logprobs" in sampling else None,
         )
 
     async def score(self, token_ids: list[int], weights: Weights) -> list[float]:
@@ -388,6 +389,15 @@ async def _try(call: Coroutine[Any, Any, None], limit_s: float) -> None:
 
 def _replica_id() -> str:
     return serve.get_replica_context().replica_id.unique_id
+
+
+def _sampled_logprobs(outputs: list[Any]) -> np.ndarray:
+    values = [
+        step[token].logprob
+        for output in outputs
+        for token, step in zip(output.token_ids, output.logprobs, strict=True)
+    ]
+    return np.asarray(values, np.float32)
 
 
 def _ends_with_eos(output: Any) -> bool:

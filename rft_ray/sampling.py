@@ -74,6 +74,8 @@ class SampledTokens:
     lengths: np.ndarray
     stopped: np.ndarray
     policy_version: int
+    logprobs: np.ndarray | None = None
+    """float32 (sum of lengths,), of each token under the policy at temperature 1, where asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,10 @@ def to_rollouts(
     ends = sampled.lengths.cumsum().tolist()
     token_ids = [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     texts = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+    logprobs: list[list[float] | None] = [None] * len(ends)
+    if sampled.logprobs is not None:
+        values = sampled.logprobs.tolist()
+        logprobs = [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     return [
         Rollout(
             policy=policy,
@@ -200,10 +206,11 @@ def to_rollouts(
             round=round,
             sample=sample,
             token_ids=own_ids,
+            logprobs=own_logprobs,
             finish_reason="stop" if stopped else "length",
         )
-        for sample, (text, own_ids, stopped) in enumerate(
-            zip(texts, token_ids, sampled.stopped.tolist(), strict=True)
+        for sample, (text, own_ids, own_logprobs, stopped) in enumerate(
+            zip(texts, token_ids, logprobs, sampled.stopped.tolist(), strict=True)
         )
     ]
 
@@ -217,4 +224,5 @@ def cut_at_stop(rollout: Rollout, stop: list[str]) -> Rollout:
     ends = [at for at in map(text.find, stop) if at >= 0]
     if not ends:
         return rollout
-    return replace(rollout, completion=text[: min(ends)], token_ids=None, finish_reason="stop")
+    text = text[: min(ends)]
+    return replace(rollout, completion=text, token_ids=None, logprobs=None, finish_reason="stop")

@@ -15,7 +15,7 @@ from rft_ray import evaluation
 from rft_ray.config import PromptConfig
 from rft_ray.console import progress, say
 from rft_ray.prompts import Prompt, make_prompt
-from rft_ray.sampling import Policy, Weights
+from rft_ray.sampling import LIVE, Policy, Weights
 from rft_ray.scores import (
     GREEDY,
     EvaluationRow,
@@ -44,6 +44,8 @@ class Stage:
     round: int = 0
     prompt: Prompt | None = None
     """How it is asked, where that is not the model's own prompt (in-context learning)."""
+    is_live: bool = False
+    """Whether its sampler holds the weights already, sent by a running trainer."""
 
 
 class Scorer:
@@ -103,7 +105,8 @@ class Scorer:
 
     def _policy(self, stage: Stage, weights: Weights) -> Policy:
         prompt = stage.prompt or self.study.models[stage.model].prompt
-        return self.samplers.policy(stage.model, weights, prompt, {})
+        served = Weights(LIVE, weights.version) if stage.is_live else weights
+        return self.samplers.policy(stage.model, served, prompt, {})
 
     @contextmanager
     def _scoring(
@@ -113,7 +116,8 @@ class Scorer:
         if is_done:
             yield lambda count: None
             return
-        refresh(self.study, self.samplers, stage.model, weights)
+        if not stage.is_live:
+            refresh(self.study, self.samplers, stage.model, weights)
         label = f"evaluate {stage.model} {stage.stage}, step {weights.version}, {problem_set}"
         labels = {"model": stage.model, "stage": stage.stage, "round": stage.round}
         with (
@@ -201,11 +205,11 @@ def score_round(
     rows += scorer.target_rows(stage, checkpoints[TARGET].current)
     for control, trained in controls.items():
         rows += scorer.target_rows(replace(stage, stage=f"rft_{control}"), trained)
-    _log_gain(scorer, stage, checkpoints[TARGET])
+    log_gain(scorer, stage, checkpoints[TARGET])
     return rows
 
 
-def _log_gain(scorer: Scorer, stage: Stage, target: Checkpoints) -> None:
+def log_gain(scorer: Scorer, stage: Stage, target: Checkpoints) -> None:
     """The paired difference to the SFT baseline, whose completions are on disk."""
     before = scorer.greedy(Stage(TARGET, "sft"), target.sft[-1], "heldout")[GREEDY]
     after = scorer.greedy(stage, target.newest, "heldout")[GREEDY]
@@ -226,7 +230,7 @@ def publish(study: Study, number: int, rows: list[EvaluationRow]) -> None:
 def is_finished(study: Study) -> bool:
     """Whether the target of every round is scored, so that there is nothing left to do."""
     return all(
-        any(row["stage"].startswith("rft") for row in _published(study, number))
+        any(row["stage"].startswith(("rft", "online")) for row in _published(study, number))
         for number in range(study.config.num_rounds)
     )
 

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,11 +69,17 @@ def run_training(job: TrainingJob, trainer: TrainerConfig) -> list[str]:
     output_dir = os.path.abspath(job.output_dir)
     if not os.path.isdir(output_dir):
         _refuse_bad_input(job)
-        failure = _fit(job, trainer, output_dir)
+        settings = {"job": job, "trainer": trainer}
+        failure = fit(train_loop, settings, trainer, output_dir)
         if failure:
             raise FloatingPointError(f"training {job.name} stopped: {failure}")
     # The export is complete: the checkpoints have nothing left to protect.
     shutil.rmtree(f"{output_dir}.train", ignore_errors=True)
+    return exported_folders(output_dir)
+
+
+def exported_folders(output_dir: str) -> list[str]:
+    """The extra exports of a finished training in step order, then the last one."""
     steps = sorted(Path(f"{output_dir}.steps").glob("step-" + "[0-9]" * 6))
     return [*map(str, steps), output_dir]
 
@@ -85,8 +91,13 @@ def _refuse_bad_input(job: TrainingJob) -> None:
         raise ValueError(f"{job.examples}: there are no examples to train on")
 
 
-def _fit(job: TrainingJob, trainer: TrainerConfig, output_dir: str) -> str | None:
-    """Run `train_loop` on all ranks; what it returned on rank 0."""
+def fit(
+    loop: Callable[[dict[str, Any]], str | None],
+    settings: dict[str, Any],
+    trainer: TrainerConfig,
+    output_dir: str,
+) -> str | None:
+    """Run a loop on all ranks with these settings; what it returned on rank 0."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -101,8 +112,8 @@ def _fit(job: TrainingJob, trainer: TrainerConfig, output_dir: str) -> str | Non
     if on_gpu:
         resources["GPU"] = trainer.gpus_per_worker
     result = TorchTrainer(
-        train_loop,
-        train_loop_config={"job": job, "trainer": trainer},
+        loop,
+        train_loop_config=settings,
         torch_config=TorchConfig(
             backend="nccl" if on_gpu else "gloo", timeout_s=math.ceil(trainer.collective_timeout_s)
         ),
@@ -110,7 +121,7 @@ def _fit(job: TrainingJob, trainer: TrainerConfig, output_dir: str) -> str | Non
             num_workers=trainer.num_workers, use_gpu=on_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=_run_name(trainer),
+            name=run_name(trainer),
             storage_path=f"{output_dir}.train",
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
@@ -120,7 +131,7 @@ def _fit(job: TrainingJob, trainer: TrainerConfig, output_dir: str) -> str | Non
     return result.return_value
 
 
-def _run_name(trainer: TrainerConfig) -> str:
+def run_name(trainer: TrainerConfig) -> str:
     """A checkpoint fits only the sharding that wrote it: under another one, steps are redone."""
     return f"zero{trainer.zero_stage}-{trainer.dtype}-{trainer.num_workers}-ranks"
 
@@ -132,7 +143,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
     """
     job: TrainingJob = config["job"]
     trainer: TrainerConfig = config["trainer"]
-    rank, num_ranks = _prepare_process(trainer)
+    rank, num_ranks = prepare_process(trainer)
 
     from rft_ray.engine import build_engine, load_checkpoint, report_checkpoint
     from rft_ray.export import export_model, probe_sequences
@@ -159,16 +170,16 @@ def train_loop(config: dict[str, Any]) -> str | None:
 
         if step == plan.num_steps:
             export_model(engine, job.model, output_dir, probes, step)
-        elif _is_due(step, recipe.export_every):
+        elif is_due(step, recipe.export_every):
             folder = f"{output_dir}.steps/step-{step:06d}"
             export_model(engine, job.model, folder, probes, step)
-        if step < plan.num_steps and _is_due(step, trainer.checkpoint_every):
-            folder = f"{output_dir}.train/{_run_name(trainer)}/step-{step:06d}"
+        if step < plan.num_steps and is_due(step, trainer.checkpoint_every):
+            folder = f"{output_dir}.train/{run_name(trainer)}/step-{step:06d}"
             report_checkpoint(engine, folder, step)
     return None
 
 
-def _prepare_process(trainer: TrainerConfig) -> tuple[int, int]:
+def prepare_process(trainer: TrainerConfig) -> tuple[int, int]:
     """This rank and their number; must run before deepspeed is imported."""
     import torch
     from ray import train
@@ -182,7 +193,7 @@ def _prepare_process(trainer: TrainerConfig) -> tuple[int, int]:
     return context.get_world_rank(), context.get_world_size()
 
 
-def _is_due(step: int, every: int | None) -> bool:
+def is_due(step: int, every: int | None) -> bool:
     return bool(every) and step % every == 0
 
 
@@ -219,11 +230,16 @@ def learning_rate(step: int, total_steps: int, recipe: RecipeConfig) -> float:
 
 
 def train_step(
-    engine: "DeepSpeedEngine", batch: StepBatch, rate: float, max_grad_norm: float
+    engine: "DeepSpeedEngine",
+    batch: StepBatch,
+    rate: float,
+    max_grad_norm: float,
+    loss_of: Callable[..., Any] | None = None,
 ) -> tuple[float, float]:
     """One optimiser step; the exact loss over all ranks, and the gradient norm before clipping.
 
-    The weights are left alone when the loss is not finite.
+    `loss_of` is called as `loss.packed_loss` is, which it replaces. The weights are left alone when
+    the loss is not finite.
     """
     import torch
     from torch import distributed
@@ -236,7 +252,7 @@ def train_step(
     for number, packed in enumerate(batch.micro_batches, start=1):
         # The count of micro-batches differs from step to step: the boundary is ours to announce.
         engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches))
-        loss = packed_loss(engine, packed, engine.device)
+        loss = (loss_of or packed_loss)(engine, packed, engine.device)
         # DeepSpeed takes the mean of the ranks' gradients; the weights already make a sum exact.
         engine.backward(loss * engine.world_size)
         total += loss.detach()

@@ -1,0 +1,122 @@
+"""The trainer of an online run, as the driver sees it: in the background, behind a buffer.
+
+`LiveTraining` says which step to sample next, takes its groups, and knows what was exported. Where
+training goes back to a checkpoint, since a rank died, the steps after it are asked for again. The
+other end is `online_trainer.py`.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from rft_ray.buffer import BufferActor
+from rft_ray.online_trainer import OnlineJob, run_online_training
+from rft_ray.sampling import Weights
+from rft_ray.study import TARGET, Checkpoints, Samplers, Study, exported_weights
+from rft_ray.types import Group
+
+PROBLEMS_IN_PROBE = 4
+PROBE_TOKENS = 64
+
+
+class LiveTraining:
+    """A training that runs in a thread of the driver, fed through a buffer."""
+
+    def __init__(self, study: Study, job: OnlineJob, buffer: Any) -> None:
+        self._study = study
+        self._job = job
+        self._buffer = buffer
+        self._exports: list[str] = []
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._train, name="train", daemon=True)
+        self._thread.start()
+
+    def steps(self) -> Iterator[int]:
+        """Each step once it may be sampled: not more than `max_staleness` ahead of the trainer."""
+        while (step := self._ask("next_step")) is not None:
+            yield step
+
+    def put(self, step: int, groups: list[Group], facts: dict[str, Any]) -> None:
+        """Hand over a step's groups, and what is to stand in its line of the metrics."""
+        self._ask("put", step, groups, facts)
+
+    def wait_trained(self, step: int) -> None:
+        """Return when the step is trained, exported where that was due, and in the samplers."""
+        self._ask("wait_trained", step)
+
+    def exported(self, step: int) -> Weights:
+        """The checkpoint that was exported after a step."""
+        return exported_weights(f"{self._job.output_dir}.steps/step-{step:06d}")
+
+    def finish(self) -> list[Weights]:
+        """No more steps: the checkpoints in step order, once the trainer has written the last."""
+        self._ask("close")
+        self._thread.join()
+        if self._failure:
+            raise self._failure
+        return list(map(exported_weights, self._exports))
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        """A call of the buffer; where training failed, its own error instead of the buffer's."""
+        try:
+            return ray.get(getattr(self._buffer, method).remote(*args))
+        except Exception:
+            if self._failure:
+                raise self._failure from None
+            raise
+
+    def _train(self) -> None:
+        try:
+            self._exports = run_online_training(self._job, self._study.config.trainer)
+        except Exception as error:
+            self._failure = error
+        finally:
+            # Whoever waits in the buffer is woken: there is nobody left to wait for.
+            reason = None if self._failure is None else f"training failed: {self._failure}"
+            ray.get(self._buffer.end.remote(reason))
+
+
+@contextmanager
+def live_training(
+    study: Study, samplers: Samplers, checkpoints: dict[str, Checkpoints]
+) -> Iterator[LiveTraining]:
+    """A training of the target in the background; it is stopped if the block raises."""
+    online, target = study.config.online, study.target
+    buffer = BufferActor.options(name=f"buffer-{os.getpid()}", num_cpus=0).remote(
+        online.steps, online.max_staleness, study.config.own_policy.name
+    )
+    job = OnlineJob(
+        name="online-target",
+        model=checkpoints[TARGET].start(target.rft.start_from),
+        output_dir=str(study.run.round(0).checkpoint),
+        recipe=target.rft,
+        online=online,
+        prompt=target.prompt,
+        metrics_path=str(study.run.metrics),
+        application=samplers.application[samplers.serving[TARGET]],
+        buffer=buffer,
+        probes=probe_sequences(study),
+    )
+    training = LiveTraining(study, job, buffer)
+    try:
+        yield training
+    except BaseException:
+        ray.kill(buffer)
+        raise
+
+
+def probe_sequences(study: Study) -> list[list[int]]:
+    """Prompts with their gold solutions, cut short: on these sampler and trainer are compared."""
+    from rft_ray.sampling import load_tokenizer
+
+    tokenizer = load_tokenizer(study.target.base)
+    sequences = []
+    for problem in study.problems["train"][:PROBLEMS_IN_PROBE]:
+        ids = study.target.prompt.encode(problem, tokenizer)
+        ids += tokenizer.encode(problem.solution or problem.answer, add_special_tokens=False)
+        sequences.append(ids[-PROBE_TOKENS:])
+    return sequences

@@ -1,0 +1,99 @@
+"""Online RFT: the offline stages in a loop, the sampler being the model that is trained.
+
+    rft-ray run configs/quickstart_online.yaml
+
+DeepSeekMath (Shao et al. 2024, eq. 11): a step samples a slice of problems from the live policy,
+verifies, trains on the right rollouts and refreshes every sampler replica. The driver samples; the
+trainer runs in the background and refreshes the samplers itself (`online_trainer.py`); they meet in
+the buffer and nowhere else. Left out: Ray Data, whose streams take longer to start than a slice to
+sample, and freeing devices between the two halves, which work at the same time.
+"""
+
+from dataclasses import replace
+
+from rft_ray.config import RunConfig
+from rft_ray.console import progress, say
+from rft_ray.fine_tuning import fine_tune
+from rft_ray.live_training import live_training
+from rft_ray.offline import show_results
+from rft_ray.records import read_groups
+from rft_ray.sampling import Weights
+from rft_ray.scoring import Scorer, Stage, is_finished, log_gain, publish, score_baselines
+from rft_ray.selection import group_statistics
+from rft_ray.slice_sampler import SliceSampler
+from rft_ray.study import TARGET, Checkpoints, Study, open_study, running_samplers
+from rft_ray.tally import Tally
+from rft_ray.verifier import Verifier
+
+ONLINE = Stage(TARGET, "online")
+
+
+def run_online(config: RunConfig) -> None:
+    """Fine-tune, then sample from the live target while it trains; evaluate."""
+    with open_study(config) as study:
+        if not is_finished(study):
+            checkpoints = fine_tune(study)
+            with running_samplers(study) as samplers:
+                scorer = Scorer(study, samplers)
+                rows = score_baselines(scorer, checkpoints)
+                checkpoints = sample_and_train(scorer, checkpoints)
+                log_counts(study)
+                rows += scorer.target_rows(ONLINE, checkpoints[TARGET].current)
+                log_gain(scorer, ONLINE, checkpoints[TARGET])
+                publish(study, 0, rows)
+        show_results(study)
+
+
+def sample_and_train(
+    scorer: Scorer, checkpoints: dict[str, Checkpoints]
+) -> dict[str, Checkpoints]:
+    """The loop: a slice of problems a step, sampled, verified and handed to the trainer."""
+    study, online = scorer.study, scorer.study.config.online
+    watch = Watch(scorer, online.patience)
+    with (
+        live_training(study, scorer.samplers, checkpoints) as training,
+        Verifier(study.config.verifier) as verifier,
+        progress("online", online.steps, "step") as advance,
+    ):
+        sampler = SliceSampler(study, scorer.samplers, checkpoints, verifier)
+        for step in training.steps():
+            groups, facts = sampler.sample(step)
+            training.put(step, groups, facts)
+            advance(1)
+            if step % online.evaluate_every == 0:
+                training.wait_trained(step)
+                if not watch.goes_on(training.exported(step)):
+                    break
+        trained = training.finish()
+    return {**checkpoints, TARGET: checkpoints[TARGET].after(trained)}
+
+
+class Watch:
+    """Scores exports on the validation problems while they are live, and says when to stop."""
+
+    def __init__(self, scorer: Scorer, patience: int | None) -> None:
+        self._scorer = scorer
+        self._patience = patience
+        self._values: list[float] = []
+
+    def goes_on(self, weights: Weights) -> bool:
+        """Whether the best of the last `patience` scores is also the best of all."""
+        if "validation" not in self._scorer.study.problems:
+            return True
+        # The samplers hold these very weights: they need not be brought there.
+        self._values.append(self._scorer.validate(replace(ONLINE, is_live=True), weights))
+        recent = self._values if self._patience is None else self._values[-self._patience :]
+        if max(recent) < max(self._values):
+            say(f"no better on validation for {self._patience} evaluations: stopping")
+            return False
+        return True
+
+
+def log_counts(study: Study) -> None:
+    """The counts of everything that was sampled, as a round's are logged."""
+    tally = Tally()
+    for path in sorted(study.run.round(0).selected.glob("*.parquet")):
+        for group in read_groups(path):
+            tally.add(group_statistics(group))
+    for name in tally.names():
+        study.run.log("select", round=0, policy=name, **tally.row(name))

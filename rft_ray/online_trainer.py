@@ -1,0 +1,330 @@
+"""The training half of online RFT: the ranks of a Ray Train job, fed by the buffer.
+
+`run_online_training` is called in the background of the driver. Each step rank 0 takes a batch of
+groups and shares it, every rank trains on its part by the step of offline training, and the new
+weights go into every sampler replica before the step counts as trained. Steps and checkpoints are
+numbered by batches: a batch may have several optimiser steps. Left out: how weights travel
+(`refresh.py`), and any loss but RFT's (`loss.py`).
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rft_ray.config import OnlineConfig, RecipeConfig, TrainerConfig
+from rft_ray.online_batches import OnlineBatch, make_batch
+from rft_ray.prompts import Prompt
+from rft_ray.trainer import (
+    exported_folders,
+    fit,
+    is_due,
+    learning_rate,
+    prepare_process,
+    run_name,
+    step_batch,
+    train_step,
+)
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from rft_ray.buffer import StepGroups
+    from rft_ray.sampling import RefreshReport
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineJob:
+    """One online training, from a Hugging Face folder and a buffer to a new folder.
+
+    Beside `output_dir` may stand `<output_dir>.train` (checkpoints, while it runs) and
+    `<output_dir>.steps/step-000123` (an export every `online.evaluate_every` steps).
+    """
+
+    name: str
+    model: str
+    output_dir: str
+    recipe: RecipeConfig
+    online: OnlineConfig
+    prompt: Prompt
+    metrics_path: str
+    application: str
+    """Serve application of the live policy's sampler."""
+    buffer: Any
+    """Handle of the buffer's actor."""
+    probes: list[list[int]]
+    """Token ids on which sampler and trainer are compared."""
+
+
+def run_online_training(job: OnlineJob, trainer: TrainerConfig) -> list[str]:
+    """Train until the buffer has no more steps; the exports in step order, the last one last.
+
+    The same call again continues from the last complete checkpoint, or returns at once.
+    """
+    if not os.path.isdir(job.output_dir):
+        failure = fit(online_loop, {"job": job, "trainer": trainer}, trainer, job.output_dir)
+        if failure:
+            raise FloatingPointError(f"training {job.name} stopped: {failure}")
+    shutil.rmtree(f"{job.output_dir}.train", ignore_errors=True)
+    return exported_folders(job.output_dir)
+
+
+def online_loop(config: dict[str, Any]) -> str | None:
+    """One rank, to the end of the buffer. Returns why it stopped, where the loss blew up."""
+    job: OnlineJob = config["job"]
+    trainer: TrainerConfig = config["trainer"]
+    rank, num_ranks = prepare_process(trainer)
+
+    from rft_ray.engine import build_engine, load_checkpoint, report_checkpoint
+    from rft_ray.export import export_model
+
+    online = job.online
+    engine = build_engine(job.model, job.recipe, trainer)
+    done = load_checkpoint(engine) // online.updates_per_batch
+    live = LiveSide(job, engine, trainer, rank)
+    live.begin(done)
+    while (taken := live.take(done)) is not None:
+        done, clock = taken.step, Clock()
+        batch = make_batch(taken.groups, live.tokenizer, job.prompt, online, job.recipe)
+        result = train_on(engine, job, trainer, batch, done, (rank, num_ranks))
+        if not result.is_finite:
+            return f"loss {result.loss}, gradient norm {result.grad_norm} at step {done}"
+        clock.lap("train_seconds")
+        exported = is_due(done, online.evaluate_every)
+        if exported:
+            folder = f"{job.output_dir}.steps/step-{done:06d}"
+            export_model(engine, job.model, folder, job.probes, done)
+        if is_due(done, trainer.checkpoint_every):
+            folder = f"{job.output_dir}.train/{run_name(trainer)}/step-{done:06d}"
+            report_checkpoint(engine, folder, done)
+        clock.lap("save_seconds")
+        reports = live.refresh(done)
+        clock.lap("refresh_seconds")
+        live.log(taken, batch, result, reports, clock)
+        live.finished(done)
+    export_model(engine, job.model, job.output_dir, job.probes, done)
+    return None
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds since the last lap, by name."""
+
+    laps: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> None:
+        """End a lap."""
+        now = time.perf_counter()
+        self.laps[name] = now - self.last
+        self.last = now
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came of a batch: means over its optimiser steps; NaN where there was nothing to learn.
+
+    `entropy` is in nats a trained token; `clipped` the share of them whose ratio left the range.
+    """
+
+    loss: float
+    grad_norm: float
+    entropy: float
+    clipped: float
+    learning_rate: float
+    fill: float = math.nan
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether training may go on; a batch without examples changes nothing."""
+        return not math.isinf(self.loss) and not (math.isnan(self.loss) and self.fill == self.fill)
+
+
+def train_on(
+    engine: "DeepSpeedEngine",
+    job: OnlineJob,
+    trainer: TrainerConfig,
+    batch: OnlineBatch,
+    number: int,
+    place: tuple[int, int],
+) -> StepResult:
+    """The optimiser steps on a batch; `place` is (rank, ranks).
+
+    Weights are left alone where there is nothing to learn from.
+    """
+    from rft_ray.packing import plan_step
+
+    updates = job.online.updates_per_batch
+    total = job.online.steps * updates
+    if not batch.num_examples:
+        rate = learning_rate(number * updates, total, job.recipe)
+        return StepResult(math.nan, math.nan, math.nan, math.nan, rate)
+    rank, num_ranks = place
+    ids = list(range(batch.num_examples))
+    plan = plan_step(
+        ids, batch.columns.lengths, num_ranks, trainer.row_tokens, trainer.micro_batch_rows
+    )
+    results = []
+    for update in range(updates):
+        step = (number - 1) * updates + update + 1
+        own = step_batch(step, plan, batch.columns, batch.weights, rank)
+        rate = learning_rate(step, total, job.recipe)
+        loss = OnlineLoss(job.online)
+        value, grad_norm = train_step(engine, own, rate, job.recipe.max_grad_norm, loss)
+        results.append(StepResult(value, grad_norm, *loss.means(engine), rate, plan.fill))
+        if not results[-1].is_finite:
+            break
+    return _mean_result(results)
+
+
+def _mean_result(results: list[StepResult]) -> StepResult:
+    def mean(name: str) -> float:
+        return sum(getattr(result, name) for result in results) / len(results)
+
+    return StepResult(*map(mean, StepResult.__dataclass_fields__))
+
+
+class OnlineLoss:
+    """The clipped loss of micro-batches, which adds up what is to be watched on the way."""
+
+    def __init__(self, online: OnlineConfig) -> None:
+        from rft_ray.loss import ClipRange
+
+        low = online.clip_low if online.clip_low is not None else ClipRange().low
+        self._clip = ClipRange(low, online.clip_high if online.clip_high is not None else low)
+        self._sums: list[Any] = []
+
+    def __call__(self, engine: Any, packed: Any, device: Any) -> Any:
+        from rft_ray.loss import clipped_loss
+
+        sums = clipped_loss(engine, packed, device, self._clip)
+        self._sums.append([s.detach().double() for s in (sums.entropy, sums.clipped, sums.tokens)])
+        return sums.loss
+
+    def means(self, engine: "DeepSpeedEngine") -> tuple[float, float]:
+        """Entropy and clipped share a trained token, over all ranks."""
+        import torch
+
+        total = torch.tensor(
+            [sum(float(own[i]) for own in self._sums) for i in range(3)],
+            dtype=torch.float64,
+            device=engine.device,
+        )
+        torch.distributed.all_reduce(total)
+        entropy, clipped, tokens = total.tolist()
+        return entropy / max(tokens, 1.0), clipped / max(tokens, 1.0)
+
+
+class LiveSide:
+    """What connects the ranks to the rest of the run: rank 0 asks, the others hear of it."""
+
+    def __init__(
+        self, job: OnlineJob, engine: "DeepSpeedEngine", trainer: TrainerConfig, rank: int
+    ) -> None:
+        from rft_ray.refresh import Refresher, RefreshSettings
+        from rft_ray.sampling import load_tokenizer
+
+        settings = RefreshSettings(
+            in_flight=job.online.in_flight,
+            backend="nccl" if trainer.gpus_per_worker else "gloo",
+            bucket_bytes=job.online.bucket_mb * 2**20,
+            timeout_s=job.online.refresh_timeout_s,
+        )
+        self.tokenizer = load_tokenizer(job.model)
+        self._job = job
+        self._engine = engine
+        self._is_leader = rank == 0
+        self._refresher = Refresher(job.application, settings, job.probes)
+        self._num_refreshes = 0
+
+    def begin(self, done: int) -> None:
+        """Bring the samplers to the weights there are, and let the driver sample."""
+        self.refresh(done)
+        self._call("start", done)
+
+    def take(self, done: int) -> "StepGroups | None":
+        """The next step's groups, on every rank; None when there are no more."""
+        import torch
+
+        started = time.perf_counter()
+        box = [self._call("take", done)]
+        torch.distributed.broadcast_object_list(box, src=0, device=self._engine.device)
+        self._waited = time.perf_counter() - started
+        return box[0]
+
+    def refresh(self, version: int) -> "list[RefreshReport]":
+        """Every replica gets the current weights; compared with ours as often as asked for."""
+        online, number = self._job.online, self._num_refreshes
+        self._num_refreshes += 1
+        is_checked = number < online.parity_first or is_due(number, online.parity_every)
+        started = time.perf_counter()
+        reports = self._refresher.refresh(self._engine, version, is_checked)
+        checked = [r.parity_max_abs_diff for r in reports if r.parity_max_abs_diff is not None]
+        self._write(
+            kind="refresh",
+            round=0,
+            step=version,
+            sampler=self._job.application,
+            model="target",
+            seconds=time.perf_counter() - started,
+            pause_seconds=max(report.seconds for report in reports),
+            bytes=sum(report.num_bytes for report in reports),
+            replicas=len(reports),
+            parity_max_abs_diff=max(checked) if checked else None,
+        )
+        return reports
+
+    def finished(self, version: int) -> None:
+        """The step is trained and its weights are in the samplers."""
+        self._call("trained", version)
+
+    def log(
+        self,
+        taken: "StepGroups",
+        batch: OnlineBatch,
+        result: StepResult,
+        reports: "list[RefreshReport]",
+        clock: Clock,
+    ) -> None:
+        """The step's line in the metrics."""
+        ages = taken.staleness
+        self._write(
+            kind="online_step",
+            round=0,
+            step=taken.step,
+            policy_version=taken.step,
+            staleness_max=max(ages, default=0),
+            staleness={str(age): count for age, count in sorted(ages.items())},
+            loss=_or_none(result.loss),
+            grad_norm=_or_none(result.grad_norm),
+            entropy=_or_none(result.entropy),
+            clipped=_or_none(result.clipped),
+            learning_rate=result.learning_rate,
+            examples=batch.num_examples,
+            tokens=int(batch.num_tokens),
+            fill=_or_none(result.fill),
+            wait_seconds=self._waited,
+            **clock.laps,
+            **taken.facts,
+            dropped={**taken.facts.get("dropped", {}), **taken.dropped},
+        )
+
+    def _call(self, method: str, *args: Any) -> Any:
+        import ray
+
+        if self._is_leader:
+            return ray.get(getattr(self._job.buffer, method).remote(*args))
+        return None
+
+    def _write(self, **line: Any) -> None:
+        if self._is_leader:
+            with Path(self._job.metrics_path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": time.time(), **line}) + "\n")
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
