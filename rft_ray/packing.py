@@ -28,6 +28,8 @@ class ExampleColumns:
     """A set of examples as flat arrays; example i is `offsets[i]:offsets[i + 1]`.
 
     The loss mask is 0 on every first token, which nothing predicts; `loss_tokens` counts the rest.
+    `logprobs` (the sampler's, of each token) is empty where no example has them, and otherwise NaN
+    on the tokens of the examples without.
     """
 
     token_ids: np.ndarray
@@ -35,6 +37,7 @@ class ExampleColumns:
     offsets: np.ndarray
     loss_tokens: np.ndarray
     weights: np.ndarray
+    logprobs: np.ndarray
 
     @classmethod
     def build(
@@ -43,18 +46,25 @@ class ExampleColumns:
         loss_mask: np.ndarray,
         lengths: np.ndarray,
         weights: np.ndarray,
+        logprobs: np.ndarray | None = None,
     ) -> "ExampleColumns":
-        """From concatenated ids and masks and one length and weight an example."""
+        """From concatenated ids and masks and one length and weight an example.
+
+        `logprobs` has a place for every token, NaN for none; left out: no example has any.
+        """
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         if len(lengths) and lengths.min() < 1:
             raise ValueError("an example has no tokens")
         if not offsets[-1] == len(token_ids) == len(loss_mask):
             raise ValueError("input_ids and loss_mask differ in length")
+        known = np.zeros(0) if logprobs is None else logprobs.astype(np.float64)
+        if logprobs is not None and len(known) != len(token_ids):
+            raise ValueError("input_ids and logprobs differ in length")
         mask = loss_mask.astype(bool)
         mask[offsets[:-1]] = False
         counts = np.concatenate([[0], np.cumsum(mask)])
         loss_tokens = counts[offsets[1:]] - counts[offsets[:-1]]
-        return cls(token_ids.astype(np.int64), mask, offsets, loss_tokens, weights)
+        return cls(token_ids.astype(np.int64), mask, offsets, loss_tokens, weights, known)
 
     @classmethod
     def of(cls, examples: list[Example]) -> "ExampleColumns":
@@ -64,12 +74,25 @@ class ExampleColumns:
             loss_mask=np.array([m for e in examples for m in e.loss_mask], dtype=bool),
             lengths=np.array([len(e.input_ids) for e in examples], dtype=np.int64),
             weights=np.array([e.weight for e in examples], dtype=np.float64),
+            logprobs=_concatenate_logprobs(examples),
         )
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each example."""
         return np.diff(self.offsets)
+
+
+def _concatenate_logprobs(examples: list[Example]) -> np.ndarray | None:
+    if all(example.logprobs is None for example in examples):
+        return None
+    parts = [
+        np.full(len(e.input_ids), np.nan) if e.logprobs is None else np.array(e.logprobs)
+        for e in examples
+    ]
+    if any(len(part) != len(e.input_ids) for part, e in zip(parts, examples, strict=True)):
+        raise ValueError("input_ids and logprobs differ in length")
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +130,9 @@ class TrainingPlan:
         positions = range((number - 1) * size, number * size)
         count = len(self.lengths)
         ids = [int(_epoch_order(count, self.recipe.seed, p // count)[p % count]) for p in positions]
-        quantum = self.num_ranks * self.rows_per_micro_batch
-        rows = pack_rows(ids, self.lengths, self.row_tokens, quantum)
-        return _deal(ids, rows, self.lengths, self.num_ranks, self.rows_per_micro_batch)
+        return plan_step(
+            ids, self.lengths, self.num_ranks, self.row_tokens, self.rows_per_micro_batch
+        )
 
 
 def plan_steps(
@@ -120,11 +143,28 @@ def plan_steps(
     rows_per_micro_batch: int = 1,
 ) -> TrainingPlan:
     """The plan of a run over examples of these lengths. Raises ValueError when nothing fits."""
+    _check_lengths(lengths, row_tokens)
+    return TrainingPlan(lengths, recipe, num_ranks, row_tokens, rows_per_micro_batch)
+
+
+def plan_step(
+    ids: list[int],
+    lengths: np.ndarray,
+    num_ranks: int,
+    row_tokens: int,
+    rows_per_micro_batch: int = 1,
+) -> StepPlan:
+    """One step over the examples `ids`, each in one row. Raises ValueError when nothing fits."""
+    _check_lengths(lengths[ids], row_tokens)
+    rows = pack_rows(ids, lengths, row_tokens, num_ranks * rows_per_micro_batch)
+    return _deal(ids, rows, lengths, num_ranks, rows_per_micro_batch)
+
+
+def _check_lengths(lengths: np.ndarray, row_tokens: int) -> None:
     if len(lengths) == 0:
         raise ValueError("there are no examples to train on")
     if lengths.max() > row_tokens:
         raise ValueError(f"an example of {lengths.max()} tokens exceeds rows of {row_tokens}")
-    return TrainingPlan(lengths, recipe, num_ranks, row_tokens, rows_per_micro_batch)
 
 
 def planned_steps(recipe: RecipeConfig, num_examples: int) -> int:
@@ -207,13 +247,15 @@ class PackedBatch:
     """A micro-batch as arrays of (rows, width).
 
     `segment_ids` count the examples of a row from 1 and are 0 on padding; `position_ids` restart
-    at 0 with each example and are 0 on padding; `weights` are those of `token_ids` as labels.
+    at 0 with each example and are 0 on padding; `weights` are those of `token_ids` as labels, and
+    so are `logprobs` (NaN: none), which are None where no example of the set has any.
     """
 
     token_ids: np.ndarray
     position_ids: np.ndarray
     segment_ids: np.ndarray
     weights: np.ndarray
+    logprobs: np.ndarray | None = None
 
 
 def pack_batch(
@@ -224,6 +266,7 @@ def pack_batch(
     shape = (len(rows), width)
     token_ids, position_ids, segment_ids = (np.zeros(shape, dtype=np.int64) for _ in range(3))
     weights = np.zeros(shape, dtype=np.float64)
+    logprobs = np.full(shape, np.nan) if len(columns.logprobs) else None
     for r, row in enumerate(rows):
         start = 0
         for segment, i in enumerate(row, start=1):
@@ -233,5 +276,7 @@ def pack_batch(
             position_ids[r, place] = np.arange(source.stop - source.start)
             segment_ids[r, place] = segment
             weights[r, place] = columns.loss_mask[source] * token_weights[i]
+            if logprobs is not None:
+                logprobs[r, place] = columns.logprobs[source]
             start = place.stop
-    return PackedBatch(token_ids, position_ids, segment_ids, weights)
+    return PackedBatch(token_ids, position_ids, segment_ids, weights, logprobs)

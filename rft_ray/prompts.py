@@ -26,6 +26,7 @@ EXAMPLE_SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("loss_mask", pa.list_(pa.int8())),
         ("weight", pa.float32()),
+        ("logprobs", pa.list_(pa.float32())),
     ]
 )
 # Yuan et al. 2023 train and sample with the instruction prompt of Taori et al. 2023, no input.
@@ -169,6 +170,7 @@ def write_examples(path: str, examples: list[Example]) -> None:
         "input_ids": [example.input_ids for example in examples],
         "loss_mask": [example.loss_mask for example in examples],
         "weight": [example.weight for example in examples],
+        "logprobs": [example.logprobs for example in examples],
     }
     partial = f"{path}.partial"
     pq.write_table(pa.Table.from_pydict(columns, schema=EXAMPLE_SCHEMA), partial)
@@ -178,17 +180,32 @@ def write_examples(path: str, examples: list[Example]) -> None:
 def read_examples(path: str) -> list[Example]:
     """The examples of a file of `write_examples`, in order."""
     rows = pq.read_table(path, schema=EXAMPLE_SCHEMA).to_pylist()
-    return [Example(row["input_ids"], row["loss_mask"], row["weight"]) for row in rows]
+    return [Example(**row) for row in rows]
 
 
 def read_example_columns(path: str) -> ExampleColumns:
     """The same as flat arrays: what a trainer rank holds, a few bytes a token."""
     table = pq.read_table(path, schema=EXAMPLE_SCHEMA).combine_chunks()
-    ids = pa.concat_arrays(table["input_ids"].chunks or [pa.array([], EXAMPLE_SCHEMA.types[0])])
-    mask = pa.concat_arrays(table["loss_mask"].chunks or [pa.array([], EXAMPLE_SCHEMA.types[1])])
+    ids, mask, logprobs = (_one_array(table, n) for n in ("input_ids", "loss_mask", "logprobs"))
+    lengths = ids.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     return ExampleColumns.build(
         token_ids=ids.flatten().to_numpy(),
         loss_mask=mask.flatten().to_numpy(),
-        lengths=ids.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64),
+        lengths=lengths,
         weights=table["weight"].to_numpy().astype(np.float64),
+        logprobs=_spread_logprobs(logprobs, lengths),
     )
+
+
+def _one_array(table: pa.Table, name: str) -> pa.ListArray:
+    return pa.concat_arrays(table[name].chunks or [pa.array([], EXAMPLE_SCHEMA.field(name).type)])
+
+
+def _spread_logprobs(logprobs: pa.ListArray, lengths: np.ndarray) -> np.ndarray | None:
+    """A value for every token, NaN in the examples without; None where all are without."""
+    if logprobs.null_count == len(logprobs):
+        return None
+    is_known = np.repeat(logprobs.is_valid().to_numpy(zero_copy_only=False), lengths)
+    spread = np.full(len(is_known), np.nan)
+    spread[is_known] = logprobs.flatten().to_numpy()
+    return spread

@@ -17,11 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from rft_ray.config import RecipeConfig, TrainerConfig
 from rft_ray.errors import InputError
-from rft_ray.packing import ExampleColumns, PackedBatch, TrainingPlan, pack_batch, plan_steps
+from rft_ray.packing import (
+    ExampleColumns,
+    PackedBatch,
+    StepPlan,
+    TrainingPlan,
+    pack_batch,
+    plan_steps,
+)
 from rft_ray.run_dir import read_metrics
 
 if TYPE_CHECKING:
@@ -207,14 +215,21 @@ def planned_batches(
         step = plan.step(number)
         loss_tokens = columns.loss_tokens[step.example_ids]
         weights = token_weights(loss_tokens, columns.weights[step.example_ids], plan.recipe.loss)
-        by_example = dict(zip(step.example_ids, weights.tolist(), strict=True))
-        yield StepBatch(
-            step=number,
-            micro_batches=[pack_batch(r, columns, by_example) for r in step.micro_batches[rank]],
-            tokens=int(loss_tokens.sum()),
-            examples=len(step.example_ids),
-            fill=step.fill,
-        )
+        yield step_batch(number, step, columns, weights, rank)
+
+
+def step_batch(
+    number: int, step: StepPlan, columns: ExampleColumns, weights: np.ndarray, rank: int
+) -> StepBatch:
+    """A rank's part of a step; `weights` are those of the loss tokens, by example of the step."""
+    by_example = dict(zip(step.example_ids, weights.tolist(), strict=True))
+    return StepBatch(
+        step=number,
+        micro_batches=[pack_batch(rows, columns, by_example) for rows in step.micro_batches[rank]],
+        tokens=int(columns.loss_tokens[step.example_ids].sum()),
+        examples=len(step.example_ids),
+        fill=step.fill,
+    )
 
 
 def learning_rate(step: int, total_steps: int, recipe: RecipeConfig) -> float:

@@ -80,8 +80,11 @@ class Example:
     """What the trainer learns from: token ids, 1 where the loss counts, and the example's weight.
 
     `weight` is I(o) of DeepSeekMath eq. 10 (1 for accepted rollouts and gold solutions).
+    `logprobs` are the sampler's, one per input id, of no meaning where the mask is 0; with them the
+    loss has an importance ratio, without it is the plain negative log-likelihood.
     """
 
     input_ids: list[int]
     loss_mask: list[int]
     weight: float = 1.0
+    logprobs: list[float] | None = None

@@ -1,18 +1,38 @@
 """The loss against a brute force in float64, and packed samples that must not see each other."""
 
+import math
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from rft_ray.config import RecipeConfig
-from rft_ray.loss import packed_loss, predicting_positions, token_weights, weighted_nll
-from rft_ray.packing import ExampleColumns, pack_batch, plan_steps
-from rft_ray.trainer import planned_batches
+from rft_ray.loss import (
+    ENTROPY_TOKENS,
+    ClipRange,
+    LossSums,
+    clipped_loss,
+    clipped_terms,
+    entropy_sum,
+    packed_loss,
+    predicting_positions,
+    token_weights,
+    weighted_nll,
+)
+from rft_ray.packing import ExampleColumns, pack_batch, plan_step, plan_steps
+from rft_ray.trainer import planned_batches, step_batch
 from rft_ray.types import Example
 
 SHAPE = {
@@ -146,3 +166,167 @@ def test_low_precision_logits_are_widened_first() -> None:
     exact = weighted_nll(logits.double(), ids, weights, positions)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+
+
+BASES = Path(__file__).parents[1] / "configs" / "quickstart_base"
+CLIP = ClipRange(low=0.2, high=0.28)
+NUM_SEQUENCES, NUM_TOKENS = 20, 400
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def base(request) -> LlamaForCausalLM:
+    model = AutoModelForCausalLM.from_pretrained(BASES / request.param, dtype=torch.float64)
+    return model.eval()
+
+
+@torch.no_grad()
+def true_logprobs(model, example: Example) -> torch.Tensor:
+    ids = torch.tensor(example.input_ids)
+    logprobs = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+    return torch.cat([torch.zeros(1), logprobs.gather(1, ids[1:, None]).squeeze(1)])
+
+
+def sampled_by_another(model, examples: list[Example], seed: int) -> list[Example]:
+    """Log-probabilities around the model's own, on all examples but every third."""
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for number, example in enumerate(examples):
+        logprobs = None
+        if number % 3:
+            own = true_logprobs(model, example)
+            logprobs = (own + 0.3 * torch.randn(own.shape, generator=generator)).tolist()
+        result.append(replace(example, logprobs=logprobs))
+    return result
+
+
+def brute_force_sums(model, examples: list[Example], kind: str) -> LossSums:
+    """The definition, token by token; the mean is over more rollouts than the examples."""
+    loss, entropy, num_clipped, num_tokens = torch.zeros(()).double(), 0.0, 0, 0
+    for example in examples:
+        logprobs = model(input_ids=torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
+        trained = [t for t in range(1, len(example.input_ids)) if example.loss_mask[t]]
+        divisor = NUM_TOKENS if kind == "token_mean" else NUM_SEQUENCES * len(trained)
+        for t in trained:
+            if example.weight == 0:
+                continue
+            value = logprobs[t - 1, example.input_ids[t]]
+            if example.logprobs is not None:
+                ratio = (value - example.logprobs[t]).exp()
+                value = min(ratio, ratio.clamp(1 - CLIP.low, 1 + CLIP.high))
+                num_clipped += ratio.item() > 1 + CLIP.high
+            loss = loss - example.weight * value / divisor
+            row = logprobs[t - 1].detach()
+            entropy -= (row.exp() * row).sum().item()
+            num_tokens += 1
+    counts = map(torch.tensor, (num_clipped, num_tokens))
+    return LossSums(loss, torch.tensor(entropy, dtype=torch.float64), *counts)
+
+
+def packed_sums(model, examples, kind, ranks, row_tokens, rows) -> LossSums:
+    columns, ids = ExampleColumns.of(examples), list(range(len(examples)))
+    step = plan_step(ids, columns.lengths, ranks, row_tokens, rows)
+    weights = token_weights(columns.loss_tokens, columns.weights, kind, NUM_SEQUENCES, NUM_TOKENS)
+    parts = [
+        clipped_loss(model, packed, "cpu", CLIP)
+        for rank in range(ranks)
+        for packed in step_batch(1, step, columns, weights, rank).micro_batches
+    ]
+    return LossSums(*(torch.stack(part).sum() for part in zip(*parts, strict=True)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("ranks", "row_tokens", "rows"), [(1, 20, 1), (1, 64, 2), (3, 40, 2)])
+def test_the_clipped_loss_is_the_definition_whatever_the_split(
+    base, kind, ranks, row_tokens, rows
+) -> None:
+    examples = sampled_by_another(base, make_examples(11, seed=3), seed=4)
+    ours = packed_sums(base, examples, kind, ranks, row_tokens, rows)
+    expected = brute_force_sums(base, examples, kind)
+    assert 0 < expected.clipped < expected.tokens
+    assert (ours.clipped, ours.tokens) == (expected.clipped, expected.tokens)
+    torch.testing.assert_close(ours.loss, expected.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.entropy, expected.entropy, rtol=1e-10, atol=0)
+    pairs = zip(gradients(base, ours.loss), gradients(base, expected.loss), strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_at_ratio_one_the_gradient_is_the_plain_losss(base) -> None:
+    plain = make_examples(8, seed=5)
+    own = [replace(e, logprobs=true_logprobs(base, e).tolist()) for e in plain]
+    ours, expected = (packed_sums(base, es, "sequence_mean", 2, 40, 1) for es in (own, plain))
+    for mine, theirs in zip(
+        gradients(base, ours.loss), gradients(base, expected.loss), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+    assert ours.clipped == 0
+    # The value is the expectation of nothing: minus the sum of the weights.
+    columns = ExampleColumns.of(plain)
+    weights = token_weights(columns.loss_tokens, columns.weights, "sequence_mean", NUM_SEQUENCES)
+    assert -ours.loss.item() == pytest.approx((weights * columns.loss_tokens).sum())
+
+
+def test_without_log_probabilities_the_loss_is_bit_for_bit_the_plain_one() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+    columns = ExampleColumns.of(make_examples(5, seed=6))
+    packed = pack_batch([[0, 1, 2], [3, 4]], columns, dict.fromkeys(range(5), 0.1))
+    assert packed.logprobs is None
+    plain, sums = packed_loss(model, packed, "cpu"), clipped_loss(model, packed, "cpu", CLIP)
+    assert plain.item() == sums.loss.item()
+    for mine, theirs in zip(gradients(model, sums.loss), gradients(model, plain), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@given(
+    st.floats(-200, 0), st.floats(-200, 0), st.sampled_from([-1.0, 0.0, 0.5, 1.0]),
+    st.sampled_from([ClipRange(), ClipRange(0.0, 0.0), ClipRange(0.9, 4.0)]),
+)  # fmt: skip
+@settings(deadline=None)
+def test_no_ratio_breaks_the_gradient(ours, theirs, weight, clip) -> None:
+    logprob = torch.tensor([ours], requires_grad=True)
+    terms, is_clipped = clipped_terms(
+        logprob, torch.tensor([theirs]), torch.tensor([weight]), clip
+    )
+    terms.sum().backward()
+    assert math.isfinite(terms.item()) and math.isfinite(logprob.grad.item())
+    if is_clipped.item():
+        assert logprob.grad.item() == 0
+    if weight > 0:
+        # An accepted token is never made less likely, and its gain is bounded.
+        assert logprob.grad.item() <= 0
+        assert -terms.item() <= weight * (1 + clip.high) * (1 + 1e-6)
+
+
+def test_the_low_bound_holds_negative_weights() -> None:
+    ratios = torch.tensor([0.5, 0.9, 1.1, 2.0])
+    for sign, expected in ((1, [False, False, False, True]), (-1, [True, False, False, False])):
+        terms, is_clipped = clipped_terms(
+            ratios.log(), torch.zeros(4), torch.full((4,), float(sign)), CLIP
+        )
+        assert is_clipped.tolist() == expected
+        bounded = ratios.clamp(max=1.28) if sign > 0 else ratios.clamp(min=0.8)
+        torch.testing.assert_close(terms, -sign * bounded)
+
+
+def test_entropy_of_low_precision_logits_counts_only_what_is_asked() -> None:
+    rows, positions, vocabulary = 3, ENTROPY_TOKENS, 50
+    logits = torch.randn(rows, positions, vocabulary).bfloat16()
+    logits[0, 0, 1:] = -torch.inf
+    is_counted = torch.rand(rows * positions) < 0.7
+    is_counted[0] = True
+    exact = torch.distributions.Categorical(logits=logits.double().clamp(min=-1e4)).entropy()
+    expected = exact.flatten()[is_counted].sum()
+    assert entropy_sum(logits, is_counted).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert entropy_sum(logits, torch.zeros_like(is_counted)).item() == 0
+
+
+def test_rejected_rollouts_count_in_the_mean() -> None:
+    counts, ones = np.array([1, 3]), np.ones(2)
+    assert token_weights(counts, ones, "sequence_mean", num_sequences=8) == pytest.approx(
+        [1 / 8, 1 / 24]
+    )
+    assert token_weights(counts, ones, "token_mean", num_tokens=10).tolist() == [0.1, 0.1]
+    for fewer in ({"num_sequences": 1}, {"num_tokens": 3}):
+        with pytest.raises(ValueError, match="less than the examples"):
+            token_weights(counts, ones, "sequence_mean", **fewer)

@@ -14,6 +14,7 @@ from rft_ray.packing import (
     StepPlan,
     pack_batch,
     pack_rows,
+    plan_step,
     plan_steps,
     planned_steps,
 )
@@ -110,6 +111,13 @@ def test_impossible_sets_are_refused() -> None:
         ExampleColumns.of([Example([], [])])
     with pytest.raises(ValueError, match="differ in length"):
         ExampleColumns.of([Example([1, 2], [1])])
+    one_short, one_long = Example([1, 2], [0, 1], 1.0, [0.0]), Example([1], [1], 1.0, [0.0, 0.0])
+    with pytest.raises(ValueError, match="logprobs differ in length"):
+        ExampleColumns.of([one_short, one_long])
+    with pytest.raises(ValueError, match="no examples"):
+        plan_step([], np.array([5]), 2, ROW_TOKENS)
+    with pytest.raises(ValueError, match="65 tokens"):
+        plan_step([1], np.array([5, 65]), 2, ROW_TOKENS)
 
 
 def test_packed_rows_hold_each_example_with_its_own_positions() -> None:
@@ -124,3 +132,16 @@ def test_packed_rows_hold_each_example_with_its_own_positions() -> None:
     # Nothing predicts the first token of an example, whatever its mask says.
     assert batch.weights[0].tolist() == [0, 0.5, 0.5, 0, 0.25, 0, 0, 0]
     assert not batch.weights[1].any()
+
+
+def test_log_probabilities_stand_where_their_tokens_stand() -> None:
+    columns = ExampleColumns.of(
+        [Example([10, 11], [0, 1], 1.0, [0.0, -1.5]), Example([20, 21, 22], [0, 1, 1])]
+    )
+    batch = pack_batch([[1, 0], []], columns, {0: 0.5, 1: 0.25})
+    expected = np.full((2, 8), np.nan)
+    expected[0, 3:5] = [0.0, -1.5]
+    np.testing.assert_array_equal(batch.logprobs, expected)
+    without = ExampleColumns.of([Example([10, 11], [0, 1])])
+    assert len(without.logprobs) == 0
+    assert pack_batch([[0]], without, {0: 1.0}).logprobs is None

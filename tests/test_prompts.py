@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -104,6 +106,28 @@ def test_examples_survive_the_file_and_leave_nothing_else(tmp_path: Path) -> Non
     columns, expected = read_example_columns(str(path)), ExampleColumns.of(examples)
     for name in ExampleColumns.__slots__:
         assert getattr(columns, name).tolist() == getattr(expected, name).tolist()
+
+
+def test_log_probabilities_survive_the_file_beside_examples_without(tmp_path: Path) -> None:
+    examples = [
+        Example([5, 6, 7], [0, 1, 1], 1.0, [0.0, -0.5, -1.25]),
+        Example([8, 9], [0, 1], 0.5),
+        Example([4], [1], 1.0, [-2.0]),
+    ]
+    path = str(tmp_path / "examples.parquet")
+    write_examples(path, examples)
+    assert read_examples(path) == examples
+    columns = read_example_columns(path)
+    np.testing.assert_array_equal(columns.logprobs, ExampleColumns.of(examples).logprobs)
+    np.testing.assert_array_equal(columns.logprobs, [0, -0.5, -1.25, np.nan, np.nan, -2])
+
+
+def test_a_file_from_before_log_probabilities_can_be_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "examples.parquet")
+    write_examples(path, [Example([8, 9], [0, 1], 0.5)])
+    pq.write_table(pq.read_table(path).drop_columns(["logprobs"]), path)
+    assert read_examples(path) == [Example([8, 9], [0, 1], 0.5)]
+    assert len(read_example_columns(path).logprobs) == 0
 
 
 def test_an_empty_file_can_be_written_and_read(tmp_path: Path) -> None:
