@@ -1,0 +1,143 @@
+"""The buffer between sampling and training, under concurrency. Run: pytest tests/test_buffer.py"""
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from rft_ray.buffer import GroupBuffer, StepGroups, TrainingEndedError
+from rft_ray.types import Group, Problem, Rollout
+
+
+def make_group(step: int, version: int, policy: str = "live") -> Group:
+    return Group(Problem(f"p{step}", "q", "1"), [Rollout(policy, "x", policy_version=version)])
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(coroutine, 30))
+
+
+async def sample(buffer: GroupBuffer, current: list[int], rng: random.Random) -> list[int]:
+    """A driver: asks, samples for a while with the weights that are current then, puts."""
+    steps = []
+    while (step := await buffer.next_step()) is not None:
+        version = current[0]
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        await buffer.put(step, [make_group(step, version)], {"step": step})
+        steps.append(step)
+    return steps
+
+
+async def train(
+    buffer: GroupBuffer, current: list[int], rng: random.Random
+) -> list[StepGroups]:
+    """A trainer: takes a step, trains for a while, refreshes, says so."""
+    taken = []
+    version = current[0]
+    await buffer.start(version)
+    while (entry := await buffer.take(version)) is not None:
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        version = current[0] = entry.step
+        await buffer.trained(version)
+        taken.append(entry)
+    return taken
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost_repeated_out_of_order_or_too_stale(max_staleness: int, seed: int) -> None:
+    rng, current = random.Random(seed), [0]
+
+    async def both() -> list[StepGroups]:
+        buffer = GroupBuffer(20, max_staleness, "live")
+        _, taken = await asyncio.gather(sample(buffer, current, rng), train(buffer, current, rng))
+        return taken
+
+    taken = run(both())
+    assert [entry.step for entry in taken] == list(range(1, 21))
+    for entry in taken:
+        # back-pressure alone keeps to the bound, so nothing had to be dropped
+        assert entry.dropped == {} and entry.facts == {"step": entry.step}
+        (group,) = entry.groups
+        age = entry.step - 1 - group.rollouts[0].policy_version
+        assert 0 <= age <= max_staleness and entry.staleness == {age: 1}
+
+
+def test_sampling_runs_ahead_by_the_bound_and_no_further() -> None:
+    async def ahead(max_staleness: int) -> int:
+        buffer = GroupBuffer(20, max_staleness, "live")
+        await buffer.start(0)
+        count = 0
+        while True:
+            try:
+                step = await asyncio.wait_for(buffer.next_step(), 0.05)
+            except TimeoutError:
+                return count
+            await buffer.put(step, [], {})
+            count += 1
+
+    assert [run(ahead(bound)) for bound in (0, 1, 4)] == [1, 2, 5]
+
+
+def test_what_is_too_stale_is_dropped_and_counted_whoever_put_it() -> None:
+    async def take() -> StepGroups | None:
+        buffer = GroupBuffer(9, 1, "live")
+        await buffer.start(4)
+        groups = [make_group(i, version) for i, version in enumerate([4, 3, 2, 0])]
+        groups.append(make_group(9, 0, policy="frozen"))
+        await buffer.put(5, groups, {})
+        return await buffer.take(4)
+
+    entry = run(take())
+    assert [group.problem.id for group in entry.groups] == ["p0", "p1", "p9"]
+    assert entry.dropped == {"stale": 2} and entry.staleness == {0: 1, 1: 1}
+
+
+def test_a_trainer_that_goes_back_gets_the_steps_again_and_late_puts_are_ignored() -> None:
+    async def go_back() -> list[Any]:
+        buffer = GroupBuffer(9, 2, "live")
+        await buffer.start(3)
+        asked = [await buffer.next_step()]
+        await buffer.put(4, [], {})
+        asked.append(await buffer.next_step())
+        await buffer.start(1)  # while step 5 was being sampled
+        await buffer.put(5, [], {"late": True})
+        asked.append(await buffer.next_step())
+        await buffer.put(2, [], {})
+        entry = await buffer.take(1)
+        return [*asked, entry.step if entry else None]
+
+    assert run(go_back()) == [4, 5, 2, 2]
+
+
+def test_closing_ends_both_sides_after_what_was_put() -> None:
+    async def close() -> list[Any]:
+        buffer = GroupBuffer(9, 5, "live")
+        await buffer.start(0)
+        await buffer.put(1, [], {})
+        await buffer.close()
+        first, second = await buffer.take(0), await buffer.take(1)
+        return [first and first.step, second, await buffer.next_step()]
+
+    assert run(close()) == [1, None, None]
+
+
+@pytest.mark.parametrize("method", ["next_step", "take", "wait_trained"])
+def test_whoever_waits_wakes_when_training_fails(method: str) -> None:
+    async def fail() -> None:
+        buffer = GroupBuffer(9, 0, "live")
+        await buffer.start(0)
+        await buffer.put(1, [], {})
+        arguments = {"next_step": (), "take": (1,), "wait_trained": (1,)}[method]
+        waiting = asyncio.ensure_future(getattr(buffer, method)(*arguments))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await buffer.end("training failed: out of memory")
+        with pytest.raises(TrainingEndedError, match="out of memory"):
+            await waiting
+
+    run(fail())
