@@ -326,7 +326,8 @@ class OnlineConfig(Section):
     """Batches that the target may be ahead of the weights a rollout was sampled with. 0 is strictly
     on-policy; 1 overlaps sampling the next batch with training on this one."""
     filters: list[Literal["all_wrong", "all_right", "too_long"]] = []
-    """Groups that are left out, in this order, counted by reason."""
+    """Groups that are left out, counted by the first reason that fits: so too_long goes before
+    all_wrong, which covers it."""
     select: bool = False
     """Train on the selected rollouts only (`selection`), not on all accepted ones."""
     normalise: Literal["all", "accepted"] = "all"

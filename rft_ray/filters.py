@@ -1,44 +1,67 @@
-"""Which groups an online step leaves out, by name: pure functions of a graded group.
+"""Which groups an online step leaves out: pure functions from a graded group to a reason or None.
 
-all_wrong: no rollout is accepted, so there is nothing to learn (it would only count in the mean of
-the loss); all_right: every rollout is accepted, so there is little to learn (with all_wrong, the
-filter that Xiong et al. 2025 call Reinforce-Rej); too_long: every rollout was cut off.
+With I(o) in {0, 1} a group without accepted rollouts adds nothing but its share of the mean, and
+one without rejected ones teaches what the policy already does (Reinforce-Rej drops both). What is
+dropped is counted by reason, never silently. Left out: filters of single rollouts, which is
+`selection.py`'s part, and staleness, which is `buffer.py`'s.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Literal
 
+from rft_ray.errors import InputError
 from rft_ray.types import Group
 
-
-def is_all_wrong(group: Group) -> bool:
-    """No rollout is accepted."""
-    return not group.accepted
+FilterName = Literal["all_wrong", "all_right", "too_long"]
+NO_ROLLOUTS = "no_rollouts"
 
 
-def is_all_right(group: Group) -> bool:
-    """There are rollouts, and every one is accepted."""
-    return bool(group.rollouts) and len(group.accepted) == len(group.rollouts)
+def all_wrong(group: Group) -> str | None:
+    """Not one rollout is accepted."""
+    if not group.rollouts:
+        return NO_ROLLOUTS
+    return None if group.accepted else "all_wrong"
 
 
-def is_too_long(group: Group) -> bool:
-    """Every rollout met the token limit, or the prompt left no room for any."""
-    return all(rollout.finish_reason == "length" for rollout in group.rollouts)
+def all_right(group: Group) -> str | None:
+    """Every rollout is accepted."""
+    if not group.rollouts:
+        return NO_ROLLOUTS
+    return "all_right" if len(group.accepted) == len(group.rollouts) else None
 
 
-FILTERS: dict[str, Callable[[Group], bool]] = {
-    "all_wrong": is_all_wrong,
-    "all_right": is_all_right,
-    "too_long": is_too_long,
+def too_long(group: Group) -> str | None:
+    """Every rollout was cut off by the token limit."""
+    if not group.rollouts:
+        return NO_ROLLOUTS
+    is_cut_off = all(rollout.finish_reason == "length" for rollout in group.rollouts)
+    return "too_long" if is_cut_off else None
+
+
+FILTERS: dict[str, Callable[[Group], str | None]] = {
+    "all_wrong": all_wrong,
+    "all_right": all_right,
+    "too_long": too_long,
 }
 
 
-def filter_groups(groups: Iterable[Group], names: list[str]) -> tuple[list[Group], Counter[str]]:
-    """The groups that no filter leaves out, and how many each of them did: the first that fits."""
-    kept: list[Group] = []
-    dropped: Counter[str] = Counter()
+def filter_groups(
+    groups: Iterable[Group], names: Iterable[str]
+) -> tuple[list[Group], Counter[str]]:
+    """The groups that no filter drops, in order, and how many were dropped for each reason.
+
+    Filters apply in the order of `names`, and the first one to object gives the reason: so put
+    `too_long` before `all_wrong`, which covers it. Raises InputError for a name that there is not.
+    """
+    names = list(names)
+    unknown = [name for name in names if name not in FILTERS]
+    if unknown:
+        raise InputError(f"filters: unknown filter {unknown[0]!r}; valid: {', '.join(FILTERS)}")
+    kept, dropped = [], Counter[str]()
     for group in groups:
-        reason = next((name for name in names if FILTERS[name](group)), None)
+        reasons = (FILTERS[name](group) for name in names)
+        reason = next((reason for reason in reasons if reason), None)
         if reason is None:
             kept.append(group)
         else:

@@ -86,8 +86,9 @@ def live_training(
 ) -> Iterator[LiveTraining]:
     """A training of the target in the background; it is stopped if the block raises."""
     online, target = study.config.online, study.target
+    live = study.config.own_policy.name if study.config.own_policy else ""
     buffer = BufferActor.options(name=f"buffer-{os.getpid()}", num_cpus=0).remote(
-        online.steps, online.max_staleness, study.config.own_policy.name
+        online.steps, online.max_staleness, live
     )
     job = OnlineJob(
         name="online-target",
@@ -96,6 +97,8 @@ def live_training(
         recipe=target.rft,
         online=online,
         prompt=target.prompt,
+        rule=study.config.selection.rule,
+        live_policy=live,
         metrics_path=str(study.run.metrics),
         application=samplers.application[samplers.serving[TARGET]],
         buffer=buffer,

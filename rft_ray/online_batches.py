@@ -1,76 +1,137 @@
-"""What an online step learns from: graded groups as examples with their weights in the loss.
+"""One online step: graded groups -> examples -> what every rank computes, as pure functions.
 
-DeepSeekMath eq. 11: every rollout of the step counts in the mean and those with I(o) = 1 have a
-gradient. Rollouts with I(o) = 0 need no forward pass, so they are only counted. The ids are the
-sampler's own: nothing is tokenised again.
+DeepSeekMath eq. 11: the gradient is the mean over rollouts of I(o) / |o| times the sum of the
+gradients of their log-likelihoods. Rollouts with I(o) = 1 become examples of weight 1; the others
+are not computed, and only count in what the mean is over. The ids that were sampled are the ids
+that are learned, so nothing is tokenised here. Left out: filters, which come before, and the ratio
+itself, which is `loss.py`'s.
 """
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
-from rft_ray.config import OnlineConfig, RecipeConfig
-from rft_ray.loss import token_weights
-from rft_ray.packing import ExampleColumns
-from rft_ray.prompts import Prompt
-from rft_ray.types import Example, Group, Rollout
+from rft_ray.packing import ExampleColumns, plan_step
+from rft_ray.selection import Rule, select_group
+from rft_ray.trainer import StepBatch, step_batch
+from rft_ray.types import Example, Group, Problem, Rollout
+
+MeanOver = Literal["all", "accepted"]
+"""all: every rollout of the step, as in the equation; accepted: only those that are learned."""
 
 
 @dataclass(frozen=True, slots=True)
-class OnlineBatch:
-    """The examples of one step, and the weight of a loss token of each."""
+class OnlineStep:
+    """The examples of a step, and what they were chosen from.
 
-    columns: ExampleColumns
-    weights: np.ndarray
-
-    @property
-    def num_examples(self) -> int:
-        """Rollouts that have a gradient."""
-        return len(self.columns.lengths)
-
-    @property
-    def num_tokens(self) -> int:
-        """Their loss tokens."""
-        return int(self.columns.loss_tokens.sum())
-
-
-def make_batch(
-    groups: list[Group], tokenizer: Any, prompt: Prompt, online: OnlineConfig, recipe: RecipeConfig
-) -> OnlineBatch:
-    """The accepted rollouts of a step, or the selected ones; those too long for a row are left out.
-
-    What the loss is a mean over is `online.normalise`: all rollouts of the groups, or these.
+    `num_rollouts` and `num_tokens` are over all rollouts of the groups, rejected ones included
+    (those without token ids count no tokens). `dropped` counts by reason the rollouts that I(o)
+    would have kept: `no_token_ids` (cut at a stop text) and `too_long`. `gold` examples go last.
     """
-    examples = [
-        make_online_example(prompt.encode(group.problem, tokenizer), rollout, online)
-        for group in groups
-        for rollout in (group.selected if online.select else group.accepted)
-        if rollout.token_ids
-    ]
-    examples = [example for example in examples if len(example.input_ids) <= recipe.max_length]
-    columns = ExampleColumns.of(examples)
-    if not examples:
-        return OnlineBatch(columns, np.zeros(0))
-    of_all = online.normalise == "all"
+
+    examples: list[Example]
+    num_gold: int
+    num_rollouts: int
+    num_tokens: int
+    dropped: Counter[str]
+
+
+def make_online_step(
+    groups: Iterable[Group],
+    encode: Callable[[Problem], list[int]],
+    max_length: int,
+    rule: Rule = "none",
+    ratio_for: str | None = None,
+    gold: Sequence[Example] = (),
+) -> OnlineStep:
+    """The examples of a step from its graded groups.
+
+    `encode` gives the prompt's ids as the policies saw them (`Prompt.encode`). `rule` may select
+    among the accepted rollouts first. Rollouts of the policy `ratio_for` carry their sampler's
+    log-probabilities into the loss; all others are learned without a ratio. Raises ValueError where
+    such a rollout has none, or not one a token.
+    """
+    groups = [select_group(group, rule) for group in groups]
+    examples, dropped = list[Example](), Counter[str]()
+    for group in groups:
+        prompt_ids = encode(group.problem) if group.selected else []
+        for rollout in group.selected:
+            reason = _why_unusable(rollout, max_length - len(prompt_ids))
+            if reason:
+                dropped[reason] += 1
+            else:
+                examples.append(_example(prompt_ids, rollout, rollout.policy == ratio_for))
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    weights = token_weights(
+    return OnlineStep(
+        examples=[*examples, *gold],
+        num_gold=len(gold),
+        num_rollouts=len(rollouts),
+        num_tokens=sum(len(rollout.token_ids or ()) for rollout in rollouts),
+        dropped=dropped,
+    )
+
+
+def _why_unusable(rollout: Rollout, max_tokens: int) -> str | None:
+    if not rollout.token_ids:
+        return "no_token_ids"
+    return "too_long" if len(rollout.token_ids) > max_tokens else None
+
+
+def _example(prompt_ids: list[int], rollout: Rollout, has_ratio: bool) -> Example:
+    token_ids, logprobs = rollout.token_ids or [], None
+    if has_ratio:
+        if rollout.logprobs is None or len(rollout.logprobs) != len(token_ids):
+            raise ValueError(
+                f"a rollout of {rollout.policy} has {len(token_ids)} tokens, but "
+                f"{len(rollout.logprobs or ())} log-probabilities"
+            )
+        logprobs = [0.0] * len(prompt_ids) + rollout.logprobs
+    return Example(
+        input_ids=prompt_ids + token_ids,
+        loss_mask=[0] * len(prompt_ids) + [1] * len(token_ids),
+        logprobs=logprobs,
+    )
+
+
+def online_weights(
+    step: OnlineStep,
+    columns: ExampleColumns,
+    kind: Literal["token_mean", "sequence_mean"],
+    mean_over: MeanOver,
+) -> np.ndarray:
+    """The weight of each loss token of each example; `columns` are those of `step.examples`.
+
+    Gold examples count in the mean either way.
+    """
+    from rft_ray.loss import token_weights
+
+    if mean_over == "accepted":
+        return token_weights(columns.loss_tokens, columns.weights, kind)
+    gold_tokens = int(columns.loss_tokens[len(step.examples) - step.num_gold :].sum())
+    return token_weights(
         columns.loss_tokens,
         columns.weights,
-        recipe.loss,
-        num_sequences=len(rollouts) if of_all else None,
-        num_tokens=sum(len(r.token_ids or []) for r in rollouts) if of_all else None,
+        kind,
+        num_sequences=step.num_rollouts + step.num_gold,
+        num_tokens=step.num_tokens + gold_tokens,
     )
-    return OnlineBatch(columns, weights)
 
 
-def make_online_example(
-    prompt_ids: list[int], rollout: Rollout, online: OnlineConfig
-) -> Example:
-    """A rollout behind its prompt, with the sampler's log-probabilities where there is a ratio."""
-    own = rollout.token_ids or []
-    logprobs = None
-    if online.clip_low is not None and rollout.logprobs is not None:
-        logprobs = [0.0] * len(prompt_ids) + rollout.logprobs
-    mask = [0] * len(prompt_ids) + [1] * len(own)
-    return Example(prompt_ids + own, mask, logprobs=logprobs)
+def rank_batches(
+    number: int,
+    columns: ExampleColumns,
+    weights: np.ndarray,
+    num_ranks: int,
+    row_tokens: int,
+    rows_per_micro_batch: int = 1,
+) -> list[StepBatch]:
+    """What each rank computes in step `number`: every example once, on all as many micro-batches.
+
+    Raises ValueError where there are no examples: such a step is to be left out, on all ranks.
+    """
+    ids = list(range(len(columns.lengths)))
+    plan = plan_step(ids, columns.lengths, num_ranks, row_tokens, rows_per_micro_batch)
+    return [step_batch(number, plan, columns, weights, rank) for rank in range(num_ranks)]

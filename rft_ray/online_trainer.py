@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rft_ray.config import OnlineConfig, RecipeConfig, TrainerConfig
-from rft_ray.online_batches import OnlineBatch, make_batch
+from rft_ray.online_batches import OnlineStep, make_online_step, online_weights, rank_batches
+from rft_ray.packing import ExampleColumns
 from rft_ray.prompts import Prompt
+from rft_ray.selection import Rule
 from rft_ray.trainer import (
     exported_folders,
     fit,
@@ -26,7 +28,6 @@ from rft_ray.trainer import (
     learning_rate,
     prepare_process,
     run_name,
-    step_batch,
     train_step,
 )
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from rft_ray.buffer import StepGroups
-    from rft_ray.sampling import RefreshReport
+    from rft_ray.types import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ class OnlineJob:
     recipe: RecipeConfig
     online: OnlineConfig
     prompt: Prompt
+    rule: Rule
+    """Which of the accepted rollouts are learned from."""
+    live_policy: str
     metrics_path: str
     application: str
     """Serve application of the live policy's sampler."""
@@ -89,8 +93,8 @@ def online_loop(config: dict[str, Any]) -> str | None:
     live.begin(done)
     while (taken := live.take(done)) is not None:
         done, clock = taken.step, Clock()
-        batch = make_batch(taken.groups, live.tokenizer, job.prompt, online, job.recipe)
-        result = train_on(engine, job, trainer, batch, done, (rank, num_ranks))
+        examples = live.examples(taken.groups)
+        result = train_on(engine, job, trainer, examples, done, (rank, num_ranks))
         if not result.is_finite:
             return f"loss {result.loss}, gradient norm {result.grad_norm} at step {done}"
         clock.lap("train_seconds")
@@ -102,9 +106,9 @@ def online_loop(config: dict[str, Any]) -> str | None:
             folder = f"{job.output_dir}.train/{run_name(trainer)}/step-{done:06d}"
             report_checkpoint(engine, folder, done)
         clock.lap("save_seconds")
-        reports = live.refresh(done)
+        live.refresh(done)
         clock.lap("refresh_seconds")
-        live.log(taken, batch, result, reports, clock)
+        live.log(taken, examples, result, clock)
         live.finished(done)
     export_model(engine, job.model, job.output_dir, job.probes, done)
     return None
@@ -148,7 +152,7 @@ def train_on(
     engine: "DeepSpeedEngine",
     job: OnlineJob,
     trainer: TrainerConfig,
-    batch: OnlineBatch,
+    learned: OnlineStep,
     number: int,
     place: tuple[int, int],
 ) -> StepResult:
@@ -156,26 +160,23 @@ def train_on(
 
     Weights are left alone where there is nothing to learn from.
     """
-    from rft_ray.packing import plan_step
-
     updates = job.online.updates_per_batch
     total = job.online.steps * updates
-    if not batch.num_examples:
+    if not learned.examples:
         rate = learning_rate(number * updates, total, job.recipe)
         return StepResult(math.nan, math.nan, math.nan, math.nan, rate)
     rank, num_ranks = place
-    ids = list(range(batch.num_examples))
-    plan = plan_step(
-        ids, batch.columns.lengths, num_ranks, trainer.row_tokens, trainer.micro_batch_rows
-    )
+    columns = ExampleColumns.of(learned.examples)
+    weights = online_weights(learned, columns, job.recipe.loss, job.online.normalise)
+    shape = (num_ranks, trainer.row_tokens, trainer.micro_batch_rows)
     results = []
     for update in range(updates):
         step = (number - 1) * updates + update + 1
-        own = step_batch(step, plan, batch.columns, batch.weights, rank)
+        own = rank_batches(step, columns, weights, *shape)[rank]
         rate = learning_rate(step, total, job.recipe)
         loss = OnlineLoss(job.online)
         value, grad_norm = train_step(engine, own, rate, job.recipe.max_grad_norm, loss)
-        results.append(StepResult(value, grad_norm, *loss.means(engine), rate, plan.fill))
+        results.append(StepResult(value, grad_norm, *loss.means(engine), rate, own.fill))
         if not results[-1].is_finite:
             break
     return _mean_result(results)
@@ -234,7 +235,7 @@ class LiveSide:
             bucket_bytes=job.online.bucket_mb * 2**20,
             timeout_s=job.online.refresh_timeout_s,
         )
-        self.tokenizer = load_tokenizer(job.model)
+        self._tokenizer = load_tokenizer(job.model)
         self._job = job
         self._engine = engine
         self._is_leader = rank == 0
@@ -256,7 +257,7 @@ class LiveSide:
         self._waited = time.perf_counter() - started
         return box[0]
 
-    def refresh(self, version: int) -> "list[RefreshReport]":
+    def refresh(self, version: int) -> None:
         """Every replica gets the current weights; compared with ours as often as asked for."""
         online, number = self._job.online, self._num_refreshes
         self._num_refreshes += 1
@@ -276,7 +277,17 @@ class LiveSide:
             replicas=len(reports),
             parity_max_abs_diff=max(checked) if checked else None,
         )
-        return reports
+
+    def examples(self, groups: "list[Group]") -> OnlineStep:
+        """What is learned from a step's groups, as every rank computes it."""
+        job = self._job
+        return make_online_step(
+            groups,
+            lambda problem: job.prompt.encode(problem, self._tokenizer),
+            job.recipe.max_length,
+            rule=job.rule if job.online.select else "none",
+            ratio_for=job.live_policy if job.online.clip_low is not None else None,
+        )
 
     def finished(self, version: int) -> None:
         """The step is trained and its weights are in the samplers."""
@@ -285,9 +296,8 @@ class LiveSide:
     def log(
         self,
         taken: "StepGroups",
-        batch: OnlineBatch,
+        learned: OnlineStep,
         result: StepResult,
-        reports: "list[RefreshReport]",
         clock: Clock,
     ) -> None:
         """The step's line in the metrics."""
@@ -304,13 +314,13 @@ class LiveSide:
             entropy=_or_none(result.entropy),
             clipped=_or_none(result.clipped),
             learning_rate=result.learning_rate,
-            examples=batch.num_examples,
-            tokens=int(batch.num_tokens),
+            examples=len(learned.examples),
+            tokens=sum(sum(example.loss_mask) for example in learned.examples),
             fill=_or_none(result.fill),
             wait_seconds=self._waited,
             **clock.laps,
             **taken.facts,
-            dropped={**taken.facts.get("dropped", {}), **taken.dropped},
+            dropped={**taken.facts.get("dropped", {}), **taken.dropped, **learned.dropped},
         )
 
     def _call(self, method: str, *args: Any) -> Any:
