@@ -319,8 +319,10 @@ class LiveSide:
             fill=_or_none(result.fill),
             wait_seconds=self._waited,
             **clock.laps,
-            **taken.facts,
-            dropped={**taken.facts.get("dropped", {}), **taken.dropped, **learned.dropped},
+            **{
+                **taken.facts,
+                "dropped": {**taken.facts["dropped"], **taken.dropped, **learned.dropped},
+            },
         )
 
     def _call(self, method: str, *args: Any) -> Any:
