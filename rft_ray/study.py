@@ -25,7 +25,7 @@ from rft_ray.console import say
 from rft_ray.models import find_folder, resolve_model
 from rft_ray.problems import load_problems
 from rft_ray.prompts import Prompt, make_prompt
-from rft_ray.run_dir import RunDir, open_run_dir
+from rft_ray.run_dir import RunDir, keep_problems, open_run_dir
 from rft_ray.sampling import Policy, Weights
 from rft_ray.types import Problem
 
@@ -137,6 +137,7 @@ def open_study(config: RunConfig) -> Iterator[Study]:
     with open_run_dir(config) as run:
         say(f"run directory: {run.path}")
         say("problems: " + ", ".join(f"{len(own)} {name}" for name, own in problems.items()))
+        keep_problems(run, problems)
         for name, count in shared_with_training(problems).items():
             say(f"warning: {count} of the {name} problems are in the training set")
         models = load_models(config, run, prompts)

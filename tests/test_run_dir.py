@@ -7,7 +7,8 @@ import pytest
 
 from rft_ray.config import RunConfig
 from rft_ray.errors import InputError
-from rft_ray.run_dir import open_run_dir, read_metrics
+from rft_ray.run_dir import keep_problems, open_run_dir, read_metrics
+from rft_ray.types import Problem
 
 
 def make_config(path: Path, **changes: object) -> RunConfig:
@@ -58,6 +59,19 @@ def test_a_config_that_led_to_nothing_may_be_corrected(tmp_path: Path) -> None:
         open_run_dir(make_config(tmp_path / "run", target={"model": "mispelt"})),
     ):
         pass
+
+
+def test_other_problems_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    config, seen = make_config(tmp_path / "run"), [Problem("1", "2+2?", "4")]
+    with open_run_dir(config) as run:
+        keep_problems(run, {"train": seen[:0], "heldout": seen})
+        keep_problems(run, {"train": seen, "heldout": seen})  # nothing was computed yet
+        run.log("phase", phase="x", seconds=1.0)
+        keep_problems(run, {"train": list(seen), "heldout": seen})
+        with pytest.raises(InputError, match=r"problems\.json: the train problems are not those"):
+            keep_problems(run, {"train": [Problem("1", "2+2?", "5")], "heldout": seen})
+        with pytest.raises(InputError, match="the heldout problems"):
+            keep_problems(run, {"train": seen, "heldout": [*seen, Problem("2", "\ud800", "1")]})
 
 
 def test_where_work_runs_may_change(tmp_path: Path) -> None:
