@@ -21,7 +21,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	test -x $(RUN)/python || $(PYTHON) -m venv .venv
 	$(RUN)/pip install --quiet --no-deps -r $(LOCK) \
 		|| { echo "The lock asks for the CPU build of torch, which has an index of its own:"; \
-		     echo "see 'Install' in README.md."; exit 1; }
+		     echo "see 'Two commands' in README.md."; exit 1; }
 	$(RUN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -134,8 +134,21 @@ class RunConfig(Section):
             )
         if self.mode == "online" and self.own_policy is None:
             raise ValueError("mode online needs a policy with the target's model: the live policy")
+        self._check_temperatures()
         self._check_recipes()
         return self
+
+    def _check_temperatures(self) -> None:
+        """vLLM refuses several greedy completions of one prompt, which would all be the same."""
+        for number in range(max(1, len(self.rounds))):
+            for policy in self.policies:
+                temperature = self.round(number).temperature
+                own = policy.sampling.temperature if temperature is None else temperature
+                if own == 0 and policy.sampling.k > 1:
+                    raise ValueError(
+                        f"policy {policy.name} samples at temperature 0 in round {number}, so its "
+                        f"k ({policy.sampling.k}) rollouts would be the same; give k: 1"
+                    )
 
     def _check_recipes(self) -> None:
         recipes = [self.rft, self.target.rft, self.target.sft]

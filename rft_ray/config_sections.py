@@ -84,6 +84,13 @@ class ProblemsConfig(Section):
     out_of_domain: dict[Name, ProblemSetConfig] = {}
     """Further sets that are reported, by name, after SFT and after each round."""
 
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "ProblemsConfig":
+        for taken in ("train", "validation", "heldout"):
+            if taken in self.out_of_domain:
+                raise ValueError(f"out_of_domain: the name {taken!r} is taken")
+        return self
+
 
 class PromptConfig(Section):
     """How a problem becomes the text that a model continues."""
@@ -118,8 +125,9 @@ class SamplingConfig(Section):
     """Number of likeliest tokens kept; -1 keeps all."""
     max_tokens: Count = 256
     """Longest completion, EOS included."""
-    stop: list[str] = []
-    """Texts that end a completion, left out of it (base models that do not know when to stop)."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that end a completion, left out of it (base models that do not know when to stop). The
+    policy is also scored with them, the target with those of the top-level `sampling`."""
 
 
 class SamplerConfig(Section):

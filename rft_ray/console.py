@@ -87,9 +87,17 @@ def _follow(
             file.seek(offset)
             *lines, _ = file.read().split(b"\n")
         offset += sum(len(line) + 1 for line in lines)
-        rows = (json.loads(line) for line in lines)
-        own = [r for r in rows if r["kind"] == "train_step" and (r["job"], r["round"]) == job]
-        steps = [row["step"] for row in own]
+        steps = [step for line in lines if (step := _step_of(line, job)) is not None]
         if steps and max(steps) > shown:
             advance(max(steps) - shown)
             shown = max(steps)
+
+
+def _step_of(line: bytes, job: tuple[str, int]) -> int | None:
+    """The step that a line of the metrics is about; None for another job or kind."""
+    try:
+        row = json.loads(line)
+    except ValueError:  # a kill cut it short
+        return None
+    is_own = row["kind"] == "train_step" and (row["job"], row["round"]) == job
+    return row["step"] if is_own else None

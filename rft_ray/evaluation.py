@@ -24,7 +24,10 @@ Advance = Callable[[int], None]
 
 
 def greedy_plan(policy: Policy, max_tokens: int) -> SamplingPlan:
-    """One completion per problem, the likeliest token at a time."""
+    """One completion per problem, the likeliest token at a time.
+
+    Of the policy's own sampling only the stop texts hold, here and in `sampled_plan`.
+    """
     greedy = {"n": 1, "temperature": 0.0, "max_tokens": max_tokens}
     return _plan(policy, greedy)
 
@@ -43,8 +46,9 @@ def sampled_plan(policy: Policy, config: EvaluationConfig) -> SamplingPlan:
 
 
 def _plan(policy: Policy, sampling: dict[str, object]) -> SamplingPlan:
-    if policy.prompt.stop:
-        sampling["stop"] = list(policy.prompt.stop)
+    stop = [*policy.sampling.get("stop", []), *policy.prompt.stop]
+    if stop:
+        sampling["stop"] = stop
     return SamplingPlan([replace(policy, sampling=sampling)], seed=0, round=0)
 
 

@@ -22,7 +22,7 @@ from rft_ray.pool import Pool
 from rft_ray.prompts import group_examples, write_examples
 from rft_ray.sampling import Weights
 from rft_ray.study import TARGET, Checkpoints, Model, Study, exported_weights
-from rft_ray.types import Group
+from rft_ray.types import Example, Group
 
 if TYPE_CHECKING:
     from rft_ray.trainer import TrainingJob
@@ -194,21 +194,35 @@ def train(
 def write_training_set(
     study: Study, task: Task, groups: Iterable[Group], job: "TrainingJob"
 ) -> int:
-    """Tokenise the groups' gold solutions and selected rollouts for a job; how many there are."""
+    """Tokenise the groups' gold solutions and selected rollouts for a job; how many there are.
+
+    Raises InputError where there is nothing to learn from.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(job.model)
-    examples, num_dropped = group_examples(
-        groups, tokenizer, task.model.prompt, task.recipe.max_length
-    )
+    num_dropped = 0
+
+    def fitting() -> Iterator[Example]:
+        nonlocal num_dropped
+        for group in groups:
+            own, dropped = group_examples(
+                [group], tokenizer, task.model.prompt, task.recipe.max_length
+            )
+            num_dropped += dropped
+            yield from own
+
+    Path(job.examples).parent.mkdir(parents=True, exist_ok=True)
+    count = write_examples(job.examples, fitting())
+    if not count:
+        raise InputError(
+            f"train {job.name}: nothing to learn from: {num_dropped} gold solutions or selected "
+            f"rollouts, of which none fits max_length ({task.recipe.max_length})"
+        )
     if num_dropped:
         say(f"train {job.name}: {num_dropped} examples exceed {job.recipe.max_length} tokens")
-    study.run.log(
-        "examples", job=job.name, round=task.round, kept=len(examples), too_long=num_dropped
-    )
-    Path(job.examples).parent.mkdir(parents=True, exist_ok=True)
-    write_examples(job.examples, examples)
-    return len(examples)
+    study.run.log("examples", job=job.name, round=task.round, kept=count, too_long=num_dropped)
+    return count
 
 
 def watched_exports(output: Path, watch: Watch | None) -> AbstractContextManager[None]:

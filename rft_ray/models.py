@@ -30,19 +30,29 @@ def resolve_model(model: str, folder: Path) -> str:
     A download that is there is not looked up again, and one cut short is continued. Raises
     InputError where there is neither such a folder nor such a model, or it cannot be had.
     """
-    here = Path(model).expanduser()
-    if here.is_dir():
-        check_model(here)
+    if here := find_folder(model):
         return str(here.absolute())
-    if here.exists():
-        raise InputError(f"model {model}: is a file; expected a Hugging Face folder or a hub name")
-    if not HUB_NAME.fullmatch(model):
-        raise InputError(f"model {model}: no such folder")
     downloaded = folder.absolute() / model.replace("/", "--")
     if not downloaded.is_dir():
         _download(model, downloaded)
     check_model(downloaded)
     return str(downloaded)
+
+
+def find_folder(model: str) -> Path | None:
+    """The folder that a model is, checked; None for a hub name, of which nothing is looked up.
+
+    Raises InputError for what is neither.
+    """
+    here = Path(model).expanduser()
+    if here.is_dir():
+        check_model(here)
+        return here
+    if here.exists():
+        raise InputError(f"model {model}: is a file; expected a Hugging Face folder or a hub name")
+    if not HUB_NAME.fullmatch(model):
+        raise InputError(f"model {model}: no such folder")
+    return None
 
 
 def check_model(folder: Path) -> None:

@@ -25,7 +25,7 @@ from rft_ray.study import (
     refresh,
     running_samplers,
 )
-from rft_ray.tally import POOLED, Tally, counts_table
+from rft_ray.tally import ALL_ROUNDS, POOLED, Tally, counts_table
 
 if TYPE_CHECKING:
     from rft_ray.scores import EvaluationRow
@@ -111,7 +111,7 @@ def sample_verify_select(
     plan = sampling_plan(study, samplers, number, checkpoints)
     partial = round_dir.path / "selected.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    problems, tally = study.problems["train"], Tally()
+    problems, tally = study.problems["train"], Tally.of(policy.name for policy in config.policies)
     groups = stages.sample_groups(problems, plan, str(round_dir.sampled))
     groups = stages.verify_groups(groups, config.verifier)
     if number:
@@ -128,6 +128,8 @@ def sample_verify_select(
         raise RuntimeError(f"{tally.num_problems} groups came of {len(problems)} problems")
     for name in tally.names():
         study.run.log("select", round=number, policy=name, **tally.row(name))
+        if name != ALL_ROUNDS and tally.too_long(name):
+            say(f"{name}: {tally.too_long(name)} problems are too long for the model's context")
     if not tally.selected:
         raise NothingAcceptedError(f"no rollout was accepted: {tally.verdicts(POOLED)}")
     # The name says that every group is graded, so it is given last.
@@ -143,8 +145,8 @@ def sampling_plan(
     for config in study.config.policies:
         weights = checkpoints[config.name].newest
         refresh(study, samplers, config.name, weights)
-        sampling = sampling_params(config.sampling, temperature)
         prompt = study.models[config.name].prompt
+        sampling = sampling_params(config.sampling, prompt, temperature)
         policies.append(samplers.policy(config.name, weights, prompt, sampling))
     return SamplingPlan(policies, seed=study.config.seed, round=number)
 

@@ -10,6 +10,7 @@ examples as Parquet.
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,7 @@ EXAMPLE_SCHEMA = pa.schema(
         ("logprobs", pa.list_(pa.float32())),
     ]
 )
+ROW_GROUP_EXAMPLES = 4096
 # Yuan et al. 2023 train and sample with the instruction prompt of Taori et al. 2023, no input.
 ALPACA = (
     "Below is an instruction that describes a task. "
@@ -109,15 +111,17 @@ def _encode_chat(messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[i
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def make_prompt(config: PromptConfig, solved: Iterable[Problem]) -> Prompt:
+def make_prompt(
+    config: PromptConfig, solved: Iterable[Problem], field: str = "prompt.shots"
+) -> Prompt:
     """The prompt of a config, its examples taken from the front of `solved`.
 
-    Raises InputError where fewer problems than `shots` have a gold solution.
+    Raises InputError, naming `field`, where fewer problems than `shots` have a gold solution.
     """
     pairs = [(p.prompt, p.solution) for p in solved if p.solution is not None][: config.shots]
     if len(pairs) < config.shots:
         raise InputError(
-            f"prompt.shots is {config.shots}, but only {len(pairs)} training problems have a "
+            f"{field} is {config.shots}, but only {len(pairs)} training problems have a "
             "gold solution"
         )
     return Prompt(config.template, config.system, tuple(pairs))
@@ -164,17 +168,21 @@ def completions_to_learn(group: Group) -> list[str]:
     return gold + [rollout.completion for rollout in group.selected]
 
 
-def write_examples(path: str, examples: list[Example]) -> None:
-    """One Parquet file, complete or not there at all."""
-    columns = {
-        "input_ids": [example.input_ids for example in examples],
-        "loss_mask": [example.loss_mask for example in examples],
-        "weight": [example.weight for example in examples],
-        "logprobs": [example.logprobs for example in examples],
-    }
-    partial = f"{path}.partial"
-    pq.write_table(pa.Table.from_pydict(columns, schema=EXAMPLE_SCHEMA), partial)
+def write_examples(path: str, examples: Iterable[Example]) -> int:
+    """One Parquet file, complete or not there at all, written as the examples come; their number.
+
+    As Python lists, millions of examples would not fit into the driver's memory.
+    """
+    partial, examples, count = f"{path}.partial", iter(examples), 0
+    with pq.ParquetWriter(partial, EXAMPLE_SCHEMA) as writer:
+        while piece := list(islice(examples, ROW_GROUP_EXAMPLES)):
+            columns = {
+                name: [getattr(example, name) for example in piece] for name in EXAMPLE_SCHEMA.names
+            }
+            writer.write_table(pa.Table.from_pydict(columns, schema=EXAMPLE_SCHEMA))
+            count += len(piece)
     os.replace(partial, path)
+    return count
 
 
 def read_examples(path: str) -> list[Example]:

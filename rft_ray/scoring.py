@@ -8,14 +8,14 @@ checkpoint, so asking for a score again reads it.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rft_ray import evaluation
-from rft_ray.config import PromptConfig
 from rft_ray.console import progress, say
-from rft_ray.prompts import Prompt, make_prompt
-from rft_ray.sampling import LIVE, Policy, Weights
+from rft_ray.prompts import Prompt
+from rft_ray.sampling import LIVE, Policy, SamplingPlan, Weights
 from rft_ray.scores import (
     GREEDY,
     EvaluationRow,
@@ -28,7 +28,7 @@ from rft_ray.scores import (
     sampled_metrics,
     write_rows,
 )
-from rft_ray.study import TARGET, Checkpoints, Samplers, Study, refresh
+from rft_ray.study import TARGET, Checkpoints, Samplers, Study, icl_prompt, refresh
 from rft_ray.types import Group
 
 BEST_VALIDATION = f"{GREEDY}_best_validation"
@@ -84,7 +84,7 @@ class Scorer:
         config, problems = self.study.config, self.study.problems[problem_set]
         policy = self._policy(stage, weights)
         plan = evaluation.greedy_plan(policy, config.evaluation.max_tokens)
-        path = self.study.run.scored(weights.path, problem_set, _how("greedy", stage))
+        path = self._place(weights, plan, problem_set, _how("greedy", stage))
         path = path.with_name(path.name + ".parquet")
         with self._scoring(stage, weights, problem_set, path.exists()) as advance:
             groups = evaluation.greedy_groups(problems, plan, config.verifier, path, advance)
@@ -97,7 +97,7 @@ class Scorer:
         settings = config.evaluation
         plan = evaluation.sampled_plan(self._policy(stage, weights), settings)
         how = _how(f"{settings.samples}-samples", stage)
-        folder = self.study.run.scored(weights.path, problem_set, how)
+        folder = self._place(weights, plan, problem_set, how)
         with self._scoring(stage, weights, problem_set, folder.exists()) as advance:
             groups = evaluation.sampled_groups(problems, plan, config.verifier, folder, advance)
             scores = _score(groups, sampled_metrics(settings.samples, settings.ks))
@@ -105,8 +105,17 @@ class Scorer:
 
     def _policy(self, stage: Stage, weights: Weights) -> Policy:
         prompt = stage.prompt or self.study.models[stage.model].prompt
+        config = self.study.config
+        stop = {policy.name: policy.sampling.stop for policy in config.policies}
+        own = {"stop": stop.get(stage.model, config.sampling.stop)}
         served = Weights(LIVE, weights.version) if stage.is_live else weights
-        return self.samplers.policy(stage.model, served, prompt, {})
+        return self.samplers.policy(stage.model, served, prompt, own)
+
+    def _place(self, weights: Weights, plan: SamplingPlan, problem_set: str, how: str) -> Path:
+        """Where the completions of a checkpoint by a plan are kept."""
+        policy = plan.policies[0]
+        asked = [asdict(policy.prompt), policy.sampling, plan.seed]
+        return self.study.run.scored(weights.path, problem_set, how, asked)
 
     @contextmanager
     def _scoring(
@@ -168,21 +177,18 @@ def score_baselines(scorer: Scorer, checkpoints: dict[str, Checkpoints]) -> list
     """Rows of what there is before the first round: ICL, each policy's SFT, the target's SFT."""
     study = scorer.study
     rows: list[EvaluationRow] = []
-    shots = study.config.evaluation.icl_shots
-    if shots:
-        own = study.config.target.prompt
-        config = PromptConfig(template=own.template, system=own.system, shots=shots)
-        stage = Stage(TARGET, "icl", prompt=make_prompt(config, study.problems["train"]))
-        rows += scorer.target_rows(stage, [checkpoints[TARGET].base])
+    prompt = icl_prompt(study.config, study.problems["train"])
+    if prompt:
+        rows += scorer.target_rows(Stage(TARGET, "icl", prompt=prompt), [checkpoints[TARGET].base])
     for policy in study.policies:
         rows += scorer.policy_rows(Stage(policy.name, "sft"), checkpoints[policy.name].sft[-1])
     return rows + scorer.target_rows(Stage(TARGET, "sft"), checkpoints[TARGET].sft)
 
 
 def rft_stage(study: Study, number: int) -> Stage:
-    """The target after a round: RFT on its own rollouts, or on those of several policies."""
-    stage = "rft_own" if len(study.config.policies) == 1 else "rft_pooled"
-    return Stage(TARGET, stage, number)
+    """The target after a round: RFT on the rollouts of its own base alone, or on other ones too."""
+    is_own = len(study.config.policies) == 1 and study.config.own_policy is not None
+    return Stage(TARGET, "rft_own" if is_own else "rft_pooled", number)
 
 
 def score_round(

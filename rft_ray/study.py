@@ -1,7 +1,7 @@
 """What the steps of a run share: its problems and models, their checkpoints, and the engines.
 
-Models of the same base share one sampler: an engine costs tens of seconds to start and
-milliseconds to refresh. Training is in `fine_tuning.py`, scoring in `scoring.py`.
+The target shares the sampler of the policy with its base: an engine costs tens of seconds to start
+and milliseconds to refresh. Training is in `fine_tuning.py`, scoring in `scoring.py`.
 """
 
 import hashlib
@@ -12,12 +12,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rft_ray.config import ProblemSetConfig, RecipeConfig, RunConfig, SamplerConfig
+from rft_ray.config import (
+    PolicyConfig,
+    ProblemSetConfig,
+    PromptConfig,
+    RecipeConfig,
+    RunConfig,
+    SamplerConfig,
+    TargetConfig,
+)
 from rft_ray.console import say
-from rft_ray.models import resolve_model
+from rft_ray.models import find_folder, resolve_model
 from rft_ray.problems import load_problems
 from rft_ray.prompts import Prompt, make_prompt
-from rft_ray.run_dir import RunDir, open_run_dir
+from rft_ray.run_dir import RunDir, keep_problems, open_run_dir
 from rft_ray.sampling import Policy, Weights
 from rft_ray.types import Problem
 
@@ -124,10 +132,17 @@ def open_study(config: RunConfig) -> Iterator[Study]:
     from rft_ray.trackers import tracking
 
     problems = {name: load_problems(chosen) for name, chosen in problem_sets(config).items()}
+    prompts = model_prompts(config, problems["train"])
+    icl_prompt(config, problems["train"])
+    for model in (config.target, *config.policies):
+        find_folder(model.model)
     with open_run_dir(config) as run:
         say(f"run directory: {run.path}")
         say("problems: " + ", ".join(f"{len(own)} {name}" for name, own in problems.items()))
-        models = load_models(config, run, problems["train"])
+        keep_problems(run, problems)
+        for name, count in shared_with_training(problems).items():
+            say(f"warning: {count} of the {name} problems are in the training set")
+        models = load_models(config, run, prompts)
         with tracking(config.trackers, run.path, config.model_dump(mode="json")):
             start_ray()
             try:
@@ -144,19 +159,48 @@ def problem_sets(config: RunConfig) -> dict[str, ProblemSetConfig]:
     return {**sets, **config.problems.out_of_domain}
 
 
-def load_models(config: RunConfig, run: RunDir, solved: list[Problem]) -> dict[str, Model]:
+def shared_with_training(problems: dict[str, list[Problem]]) -> dict[str, int]:
+    """How many problems of each further set have the prompt of a training problem, if any."""
+    trained = {problem.prompt for problem in problems["train"]}
+    counts = {
+        name: sum(problem.prompt in trained for problem in own)
+        for name, own in problems.items()
+        if name != "train"
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def named_models(config: RunConfig) -> dict[str, PolicyConfig | TargetConfig]:
+    """The policies, then the target, by name."""
+    return {policy.name: policy for policy in config.policies} | {TARGET: config.target}
+
+
+def model_prompts(config: RunConfig, solved: list[Problem]) -> dict[str, Prompt]:
+    """How each model is asked, by its name."""
+    return {name: make_prompt(own.prompt, solved) for name, own in named_models(config).items()}
+
+
+def icl_prompt(config: RunConfig, solved: list[Problem]) -> Prompt | None:
+    """How the target's base is asked for in-context learning; None where it is not scored."""
+    shots, own = config.evaluation.icl_shots, config.target.prompt
+    if not shots:
+        return None
+    prompt = PromptConfig(template=own.template, system=own.system, shots=shots)
+    return make_prompt(prompt, solved, field="evaluation.icl_shots")
+
+
+def load_models(config: RunConfig, run: RunDir, prompts: dict[str, Prompt]) -> dict[str, Model]:
     """The policies and the target, their bases in folders that every node can read."""
-    named = {policy.name: policy for policy in config.policies} | {TARGET: config.target}
     folder = run.path / "models"
     return {
         name: Model(
             name=name,
             base=resolve_model(own.model, folder),
-            prompt=make_prompt(own.prompt, solved),
+            prompt=prompts[name],
             sft=own.sft,
             rft=own.rft,
         )
-        for name, own in named.items()
+        for name, own in named_models(config).items()
     }
 
 

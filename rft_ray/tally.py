@@ -5,6 +5,7 @@ paths (among rollouts; with the gold solution, as the paper's Table 2) stay apar
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,19 +25,24 @@ class Tally:
     num_problems: int = 0
     num_solved: int = 0
     counts: dict[str, Counter[str]] = field(default_factory=dict)
-    too_long: Counter[str] = field(default_factory=Counter)
+    num_sampled: Counter[str] = field(default_factory=Counter)
+    """Problems with rollouts; a policy without any found the problem too long."""
+
+    @classmethod
+    def of(cls, policies: Iterable[str]) -> "Tally":
+        """A tally that names these policies whatever they sampled."""
+        return cls(counts={name: Counter() for name in policies})
 
     def add(self, statistics: dict[str, Any]) -> None:
-        """Count one group; a policy without rollouts found the problem too long."""
+        """Count one group; a policy without rollouts is null in it, or not there."""
         self.num_problems += 1
         everything = statistics.get(ALL_ROUNDS, statistics[POOLED])
         self.num_solved += everything["accepted"] > 0
         sums = {key: statistics[key] for key in (POOLED, ALL_ROUNDS) if key in statistics}
         for name, counts in {**statistics["policies"], **sums}.items():
             total = self.counts.setdefault(name, Counter())
-            if counts is None or counts["rollouts"] == 0:
-                self.too_long[name] += 1
-            else:
+            if counts is not None and counts["rollouts"]:
+                self.num_sampled[name] += 1
                 total.update(counts)
 
     @property
@@ -44,6 +50,10 @@ class Tally:
         """Rollouts that the target will be trained on."""
         sums = self.counts.get(ALL_ROUNDS) or self.counts.get(POOLED) or Counter()
         return sums["selected"]
+
+    def too_long(self, name: str) -> int:
+        """Problems that a policy has no rollouts of, as they exceed its context."""
+        return self.num_problems - self.num_sampled[name]
 
     def per_problem(self, name: str, count: str) -> float:
         """Mean of a count over all problems, the unsolved ones included."""
@@ -53,10 +63,11 @@ class Tally:
         """Everything counted for one policy, or for `pooled`."""
         counts = self.counts[name]
         return {
+            **dict.fromkeys(self.counts.get(POOLED, ()), 0),
             **counts,
             "problems": self.num_problems,
             "solved": self.num_solved,
-            "too_long": self.too_long[name],
+            "too_long": self.too_long(name),
             "correct_per_problem": self.per_problem(name, "correct"),
             "distinct_paths_per_problem": self.per_problem(name, "distinct_paths"),
             "distinct_paths_with_gold_per_problem": self.per_problem(

@@ -77,7 +77,11 @@ def scalars(line: dict[str, Any]) -> list[Scalar]:
 
 def _evaluation(line: dict[str, Any]) -> Scalar:
     labels = (line["model"], line["stage"], line["problem_set"], line.get("metric", "pass@1"))
-    return "/".join(["evaluation", *labels]), line["step"], float(line["value"])
+    name = "/".join(["evaluation", *labels])
+    # The steps of a round's training begin again at 1, so each round has a curve.
+    if line["stage"].startswith("rft") and line.get("round") is not None:
+        name += f"/round-{line['round']}"
+    return name, line["step"], float(line["value"])
 
 
 def _is_sft(job: str) -> bool:

@@ -36,18 +36,25 @@ def main() -> None:
     _die_with_parent(lifeline)
     _limit_memory(settings["memory_mb"])
     grade = _load_grader(settings, replies)
-    replies.write(encode(READY))
+    _reply(replies, READY)
     while (batch := _read_message(requests)) is not None:
         for completion, answer in batch:
             _allow_cpu(settings["timeout_s"] + SPARE_CPU_SECONDS)
             verdict = grade(completion, answer)
-            replies.write(encode(verdict if verdict in VERDICTS else "error"))
+            _reply(replies, verdict if verdict in VERDICTS else "error")
 
 
 def encode(message: Any) -> bytes:
     """A message with its length in front; ASCII, so that lone surrogates pass."""
     body = json.dumps(message).encode("ascii")
     return HEADER.pack(len(body)) + body
+
+
+def _reply(replies: BinaryIO, message: str) -> None:
+    try:
+        replies.write(encode(message))
+    except BrokenPipeError:
+        sys.exit(1)  # the parent was interrupted: nobody reads on
 
 
 def _load_grader(settings: dict[str, Any], replies: BinaryIO) -> Grader:
@@ -59,7 +66,7 @@ def _load_grader(settings: dict[str, Any], replies: BinaryIO) -> Grader:
     try:
         return getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
-        replies.write(encode(f"cannot load the grader {name!r}: {error}"))
+        _reply(replies, f"cannot load the grader {name!r}: {error}")
         sys.exit(1)
 
 

@@ -198,6 +198,24 @@ def test_the_control_of_own_rollouts_needs_a_policy_with_the_targets_model(path:
         )
 
 
+def test_several_rollouts_at_temperature_zero_are_refused(path: Path) -> None:
+    message = refuse(path, BASE, "policies.1.sampling.temperature=0")
+    assert "policy large samples at temperature 0 in round 0" in message and "k: 1" in message
+    rounds = "num_rounds: 2\nrounds: [{}, {temperature: 0}]\n"
+    assert "policy small samples at temperature 0 in round 1" in refuse(path, BASE + rounds)
+    load(path, BASE, "policies.1.sampling={temperature: 0, k: 1}")
+
+
+def test_a_stop_text_is_not_empty(path: Path) -> None:
+    assert "sampling.stop.0" in refuse(path, BASE, "sampling.stop=['']")
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "heldout"])
+def test_a_further_set_never_takes_the_place_of_another(path: Path, name: str) -> None:
+    message = refuse(path, BASE, f"problems.out_of_domain.{name}={{path: x.jsonl}}")
+    assert message.endswith(f"out_of_domain: the name {name!r} is taken")
+
+
 def test_a_set_of_problems_under_a_name_of_the_users_is_checked_like_any_other(path: Path) -> None:
     message = refuse(path, BASE, "problems.out_of_domain.svamp={format: svamp, pth: x}")
     assert "unknown key 'problems.out_of_domain.svamp.pth'; did you mean 'path'?" in message

@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 
 from rft_ray.config import RecipeConfig
-from rft_ray.fine_tuning import Task, watched_exports
-from rft_ray.prompts import Prompt
+from rft_ray.errors import InputError
+from rft_ray.fine_tuning import Task, watched_exports, write_training_set
+from rft_ray.prompts import Prompt, read_examples
+from rft_ray.run_dir import RunDir, read_metrics
 from rft_ray.sampling import Weights
-from rft_ray.study import Checkpoints, Model
+from rft_ray.study import Checkpoints, Model, Study
+from rft_ray.trainer import TrainingJob
+from rft_ray.types import Group, Problem
+
+BASE = Path(__file__).parents[1] / "configs/quickstart_base/tied"
 
 
 def make_task(**changes: object) -> Task:
@@ -38,6 +44,34 @@ def test_a_training_starts_where_the_round_says() -> None:
     assert checkpoints.start("sft") == checkpoints.start("current") == "late"
     after = checkpoints.after([Weights("rft", 3)])
     assert (after.start("sft"), after.start("current")) == ("late", "rft")
+
+
+def open_made_up_study(folder: Path, problems: list[Problem]) -> Study:
+    """A study with a training set and a place for its metrics, and no models."""
+    run = RunDir(folder)
+    return Study(config=None, run=run, problems={"train": problems}, models={})  # type: ignore[arg-type]
+
+
+def test_a_training_set_is_written_as_its_groups_come(tmp_path: Path) -> None:
+    solved = [Problem(str(i), "2+2?", "4", solution="#### 4") for i in range(3)]
+    study = open_made_up_study(tmp_path, solved)
+    task = make_task(start=str(BASE))
+    job = TrainingJob("sft-a", str(BASE), str(tmp_path / "sft/a.parquet"), "a", task.recipe, "m", 0)
+    assert write_training_set(study, task, map(Group, solved), job) == 3
+    assert len(read_examples(job.examples)) == 3
+    assert read_metrics(study.run.metrics)[0]["kept"] == 3
+
+
+@pytest.mark.parametrize(("solution", "dropped"), [(None, 0), ("4 " * 1000, 1)])
+def test_nothing_to_learn_from_is_one_clear_line(
+    tmp_path: Path, solution: str | None, dropped: int
+) -> None:
+    problem = Problem("1", "2+2?", "4", solution=solution)
+    task = make_task(start=str(BASE))
+    job = TrainingJob("sft-a", str(BASE), str(tmp_path / "sft/a.parquet"), "a", task.recipe, "m", 0)
+    study = open_made_up_study(tmp_path, [problem])
+    with pytest.raises(InputError, match=f"sft-a: nothing to learn from: {dropped} gold"):
+        write_training_set(study, task, [Group(problem)], job)
 
 
 def export(output: Path, step: int) -> Path:

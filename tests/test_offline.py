@@ -219,7 +219,8 @@ def test_scores_are_those_of_the_completions_on_disk(
     rows = json.loads((run_dir / "round-001/evaluation.json").read_text())
     (row,) = (r for r in rows if r["stage"] == "rft_pooled" and r["model"] == "target"
               and r["metric"] == "pass@1")  # fmt: skip
-    groups = list(read_groups(run_dir / "scored/round-001-checkpoint-heldout-greedy.parquet"))
+    (scored,) = run_dir.glob("scored/round-001-checkpoint-heldout-greedy-*.parquet")
+    groups = list(read_groups(scored))
     right = [g.rollouts[0].completion.split("####")[-1].strip() == g.problem.answer for g in groups]
     assert row["value"] == sum(right) / 32
 

@@ -12,6 +12,7 @@ from rft_ray.config import PromptConfig
 from rft_ray.errors import InputError
 from rft_ray.packing import ExampleColumns
 from rft_ray.prompts import (
+    ROW_GROUP_EXAMPLES,
     Prompt,
     group_examples,
     make_example,
@@ -128,6 +129,16 @@ def test_a_file_from_before_log_probabilities_can_be_read(tmp_path: Path) -> Non
     pq.write_table(pq.read_table(path).drop_columns(["logprobs"]), path)
     assert read_examples(path) == [Example([8, 9], [0, 1], 0.5)]
     assert len(read_example_columns(path).logprobs) == 0
+
+
+def test_many_examples_are_written_in_pieces_as_they_come(tmp_path: Path) -> None:
+    path = str(tmp_path / "examples.parquet")
+    count = 2 * ROW_GROUP_EXAMPLES + 1
+    assert write_examples(path, (Example([i, 7], [0, 1]) for i in range(count))) == count
+    assert [example.input_ids[0] for example in read_examples(path)] == list(range(count))
+    columns = read_example_columns(path)
+    assert columns.token_ids.tolist()[-2:] == [count - 1, 7]
+    assert columns.offsets.tolist() == list(range(0, 2 * count + 1, 2))
 
 
 def test_an_empty_file_can_be_written_and_read(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from rft_ray.config import RunConfig
 from rft_ray.errors import InputError
-from rft_ray.run_dir import open_run_dir, read_metrics
+from rft_ray.run_dir import keep_problems, open_run_dir, read_metrics
+from rft_ray.types import Problem
 
 
 def make_config(path: Path, **changes: object) -> RunConfig:
@@ -34,9 +35,14 @@ def test_a_run_directory_is_continued_by_the_same_config(tmp_path: Path) -> None
     assert json.loads((tmp_path / "run/versions.json").read_text())["ray"]
 
 
+def start(config: RunConfig) -> None:
+    """Leave something in the run directory that a later run goes on from."""
+    with open_run_dir(config) as run:
+        run.log("phase", phase="x", seconds=1.0)
+
+
 def test_another_recipe_is_refused_and_names_the_key(tmp_path: Path) -> None:
-    with open_run_dir(make_config(tmp_path / "run")):
-        pass
+    start(make_config(tmp_path / "run"))
     with (
         pytest.raises(InputError, match=r"another rft\.learning_rate"),
         open_run_dir(make_config(tmp_path / "run", rft={"learning_rate": 1.0})),
@@ -44,18 +50,45 @@ def test_another_recipe_is_refused_and_names_the_key(tmp_path: Path) -> None:
         pass
 
 
-def test_where_work_runs_may_change(tmp_path: Path) -> None:
-    with open_run_dir(make_config(tmp_path / "run")):
+def test_a_config_that_led_to_nothing_may_be_corrected(tmp_path: Path) -> None:
+    with open_run_dir(make_config(tmp_path / "run", target={"model": "mispelt"})):
         pass
-    moved = {"trainer": {"num_workers": 4}, "sampler": {"env": {"A": "b"}}}
+    start(make_config(tmp_path / "run"))
+    with (
+        pytest.raises(InputError, match=r"another target\.model"),
+        open_run_dir(make_config(tmp_path / "run", target={"model": "mispelt"})),
+    ):
+        pass
+
+
+def test_other_problems_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    config, seen = make_config(tmp_path / "run"), [Problem("1", "2+2?", "4")]
+    with open_run_dir(config) as run:
+        keep_problems(run, {"train": seen[:0], "heldout": seen})
+        keep_problems(run, {"train": seen, "heldout": seen})  # nothing was computed yet
+        run.log("phase", phase="x", seconds=1.0)
+        keep_problems(run, {"train": list(seen), "heldout": seen})
+        with pytest.raises(InputError, match=r"problems\.json: the train problems are not those"):
+            keep_problems(run, {"train": [Problem("1", "2+2?", "5")], "heldout": seen})
+        with pytest.raises(InputError, match="the heldout problems"):
+            keep_problems(run, {"train": seen, "heldout": [*seen, Problem("2", "\ud800", "1")]})
+
+
+def test_where_work_runs_may_change(tmp_path: Path) -> None:
+    start(make_config(tmp_path / "run"))
+    moved = {
+        "trainer": {"num_workers": 4},
+        "sampler": {"env": {"A": "b"}},
+        "verifier": {"workers": 4},
+        "evaluation": {"parity_tolerance": 0.5},
+    }
     elsewhere = make_config(tmp_path / "run", **moved)
     with open_run_dir(elsewhere):
         pass
 
 
 def test_a_run_may_be_taken_further_but_not_cut_short(tmp_path: Path) -> None:
-    with open_run_dir(make_config(tmp_path / "run", num_rounds=2)):
-        pass
+    start(make_config(tmp_path / "run", num_rounds=2))
     with open_run_dir(make_config(tmp_path / "run", num_rounds=3)):
         pass
     with (
@@ -65,12 +98,42 @@ def test_a_run_may_be_taken_further_but_not_cut_short(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_taken_further_may_say_more_on_later_rounds_only(tmp_path: Path) -> None:
+    cold, hot = {"temperature": 0.5}, {"temperature": 1.0}
+    start(make_config(tmp_path / "run", num_rounds=2, rounds=[cold]))
+    with open_run_dir(make_config(tmp_path / "run", num_rounds=3, rounds=[cold, cold, hot])):
+        pass
+    with (
+        pytest.raises(InputError, match=r"another rounds\.1\.temperature"),
+        open_run_dir(make_config(tmp_path / "run", num_rounds=3, rounds=[cold, hot])),
+    ):
+        pass
+
+
 def test_scored_completions_are_named_after_checkpoint_set_and_kind(tmp_path: Path) -> None:
     with open_run_dir(make_config(tmp_path / "run")) as run:
-        path = run.scored(str(run.round(1).checkpoint), "heldout", "greedy")
-        assert path == run.path / "scored" / "round-001-checkpoint-heldout-greedy"
-        base = run.scored("/models/base", "heldout", "greedy")
-        assert base.parent == path.parent and base.name.endswith("models-base-heldout-greedy")
+        path = run.scored(str(run.round(1).checkpoint), "heldout", "greedy", {"n": 1})
+        assert path.parent == run.path / "scored"
+        assert path.name.startswith("round-001-checkpoint-heldout-greedy-")
+        base = run.scored("/models/base", "heldout", "greedy", {"n": 1})
+        assert "models-base-heldout-greedy-" in base.name
+
+
+def test_completions_of_different_things_never_share_a_name(tmp_path: Path) -> None:
+    with open_run_dir(make_config(tmp_path / "run")) as run:
+        scored = [
+            run.scored(checkpoint, problem_set, "greedy", asked)
+            for checkpoint, problem_set, asked in [
+                (str(run.sft("a_b")), "heldout", {"template": "alpaca"}),
+                (str(run.sft("a-b")), "heldout", {"template": "alpaca"}),
+                (str(run.sft("a")), "b-heldout", {"template": "alpaca"}),
+                # two models without SFT on one base, asked in different ways
+                (str(run.sft("a-b")), "heldout", {"template": "chat"}),
+            ]
+        ]
+        assert len(set(scored)) == 4
+        again = run.scored(str(run.sft("a-b")), "heldout", "greedy", {"template": "chat"})
+        assert again == scored[-1]
 
 
 def test_two_drivers_never_share_a_run_directory(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from rft_ray.config import SamplingConfig
+from rft_ray.prompts import Prompt
 from rft_ray.sampling import (
     SampledTokens,
     cut_at_stop,
@@ -60,8 +61,15 @@ def test_a_stop_text_ends_the_completion_and_takes_the_token_ids_with_it() -> No
 
 
 def test_a_rounds_temperature_goes_before_the_policys_own() -> None:
-    config = SamplingConfig(k=3, temperature=0.7)
-    assert sampling_params(config)["temperature"] == 0.7
-    assert sampling_params(config, 0.0)["temperature"] == 0.0
-    assert "stop" not in sampling_params(config)
-    assert sampling_params(SamplingConfig(stop=["x"]))["stop"] == ["x"]
+    config, prompt = SamplingConfig(k=3, temperature=0.7), Prompt("Q: {prompt}")
+    assert sampling_params(config, prompt)["temperature"] == 0.7
+    assert sampling_params(config, prompt, 0.0)["temperature"] == 0.0
+
+
+def test_rollouts_end_at_the_stop_texts_of_the_config_and_of_the_prompt() -> None:
+    prompt = Prompt("Q: {prompt}")
+    assert "stop" not in sampling_params(SamplingConfig(), prompt)
+    assert sampling_params(SamplingConfig(stop=["x"]), prompt)["stop"] == ["x"]
+    # a base model that was shown solved problems goes on to make up more of them
+    few_shot = Prompt("Q: {prompt}", shots=(("2+2?", "4"),))
+    assert sampling_params(SamplingConfig(stop=["x"]), few_shot)["stop"] == ["x", "\n\nQ:"]

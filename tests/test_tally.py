@@ -42,6 +42,18 @@ def test_a_policy_without_rollouts_found_the_problem_too_long() -> None:
     assert tally.row("a")["too_long"] == 0
 
 
+def test_a_policy_that_found_every_problem_too_long_is_counted() -> None:
+    tally = Tally.of(["a", "b"])
+    tally.add(group_statistics(make_group(0, {"a": ["4"]})))
+    tally.add(group_statistics(make_group(1, {"a": ["4"]})))
+    assert tally.names() == ["a", "b", POOLED]
+    row = tally.row("b")
+    assert (row["too_long"], row["rollouts"], row["selected"]) == (2, 0, 0)
+    assert tally.too_long("a") == tally.too_long(POOLED) == 0
+    tally.add(group_statistics(make_group(2, {})))
+    assert tally.too_long("a") == tally.too_long(POOLED) == 1
+
+
 def test_a_rounds_own_rollouts_are_counted_apart_from_the_pool() -> None:
     first = make_group(0, {"a": ["<<2+2=4>>4", "no"]})
     second = make_group(0, {"a": ["<<1+3=4>>4"], "b": ["no", "no"]})

@@ -71,6 +71,11 @@ def test_a_job_outside_the_rounds_has_no_round(job: str, number: int | None) -> 
 
 def test_an_evaluation_is_one_point() -> None:
     assert scalars(EVALUATION) == [("evaluation/target/sft/heldout/pass@1", 40, 0.25)]
+
+
+def test_each_round_has_an_evaluation_curve_of_its_own() -> None:
+    name = "evaluation/target/rft_own/heldout/pass@1/round-1"
+    assert scalars({**EVALUATION, "stage": "rft_own", "round": 1}) == [(name, 40, 0.25)]
     assert scalars({k: v for k, v in EVALUATION.items() if k != "metric"}) == scalars(EVALUATION)
 
 
