@@ -53,6 +53,7 @@ LLAMA_2_70B = LlamaConfig(
     rms_norm_eps=1e-5,
     tie_word_embeddings=False,
 )
+KEYS_OF_LAYER_0 = "model.layers.0.self_attn.qkv_proj.weight"
 RANKS, REPLICAS, TENSOR_PARALLEL = 64, 4, 8
 
 
@@ -220,6 +221,13 @@ def test_the_slices_of_a_layer_are_those_of_tensor_parallelism() -> None:
     embedding = filled[1, "model.embed_tokens.weight"]
     assert embedding[:6].equal(weights["model.embed_tokens.weight"][64:])
     assert embedding.shape == (64, 16) and not embedding[6:].any()
+
+
+def test_neighbours_share_a_key_head_where_there_are_too_few() -> None:
+    """Two heads over four ranks: the ranks of a head's queries keep it."""
+    parameters = place_tensors(describe_tensors(small_llama()), 2, 4)
+    keys = [p.slices[1] for p in parameters if p.spec.name == KEYS_OF_LAYER_0]
+    assert [(cut.source_start, cut.length) for cut in keys] == [(0, 4), (0, 4), (4, 4), (4, 4)]
 
 
 def test_what_cannot_be_cut_or_placed_is_one_clear_line() -> None:
