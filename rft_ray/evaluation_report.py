@@ -200,11 +200,14 @@ def _round_plots(scores: list[Score]) -> Html:
 
 
 def _validation(scored: list[Line]) -> Html:
-    """Accuracy on the validation problems against the step, a plot for each model."""
+    """Accuracy on the validation problems against the optimiser step, a plot for each model.
+
+    Online steps are batches; theirs is `online_report.py`'s.
+    """
     scores = in_order([
         score_of(line, HELDOUT, GREEDY)
         for line in scored
-        if line.get("problem_set") == "validation" and line.get("metric", GREEDY) == GREEDY
+        if is_validation(line) and line.get("stage") != "online"
     ])  # fmt: skip
     has_rounds = any(score.round for score in scores)
     newest = max((score.round for score in scores), default=0)
@@ -231,6 +234,11 @@ def _validation(scored: list[Line]) -> Html:
     )
     return join([tag("h3", "Validation"), tag("p", note, class_="note"),
                  tag("div", *plots, class_="pair")])  # fmt: skip
+
+
+def is_validation(line: Line) -> bool:
+    """Whether a line is greedy accuracy on the validation problems."""
+    return line.get("problem_set") == "validation" and line.get("metric", GREEDY) == GREEDY
 
 
 def _all_scored(scored: list[Line]) -> Html:

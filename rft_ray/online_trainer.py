@@ -20,6 +20,7 @@ from rft_ray.config import OnlineConfig, RecipeConfig, TrainerConfig
 from rft_ray.online_batches import OnlineStep, make_online_step, online_weights, rank_batches
 from rft_ray.packing import ExampleColumns
 from rft_ray.prompts import Prompt
+from rft_ray.ray_metrics import StepGauges
 from rft_ray.selection import Rule
 from rft_ray.trainer import (
     exported_folders,
@@ -241,6 +242,7 @@ class LiveSide:
         self._is_leader = rank == 0
         self._refresher = Refresher(job.application, settings, job.probes)
         self._num_refreshes = 0
+        self._gauges = StepGauges()
 
     def begin(self, done: int) -> None:
         """Bring the samplers to the weights there are, and let the driver sample."""
@@ -336,6 +338,7 @@ class LiveSide:
         if self._is_leader:
             with Path(self._job.metrics_path).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": time.time(), **line}) + "\n")
+            self._gauges.record(line)
 
 
 def _or_none(value: float) -> float | None:

@@ -94,7 +94,7 @@ def swatch(colour: int) -> Html:
     return tag("i", class_="swatch", style=f"background:{colour_of(colour)}")
 
 
-def bar_panel(title: str, values: dict[str, float]) -> Html:
+def bar_panel(title: str, values: dict[str, float], form: str = "{:.2f}") -> Html:
     """Horizontal bars on a scale of their own, so that 100 rollouts do not hide 5 paths."""
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     largest = max([*finite.values(), 0.0]) or 1.0
@@ -103,7 +103,7 @@ def bar_panel(title: str, values: dict[str, float]) -> Html:
             "div",
             tag("span", name, class_="name"),
             tag("span", tag("b", style=_bar_style(value / largest, i)), class_="track"),
-            tag("span", f"{value:.2f}", class_="value"),
+            tag("span", form.format(value), class_="value"),
             class_="bar",
         )
         for i, (name, value) in enumerate(finite.items())

@@ -5,8 +5,9 @@
 A run that was killed or is still going has a report too: what is not on disk is said to be not
 computed yet. A continued run repeats lines of `metrics.jsonl`; the last one counts, except that
 phases and weight refreshes took their time on every attempt and are summed. A line without a round
-is of the first, 0. The sections are `evaluation_report.py`, `rollout_report.py`,
-`training_report.py` and `example_report.py`; `page.py` and `plots.py` have the pieces.
+is of the first, 0. The sections are `evaluation_report.py`, `online_report.py`,
+`rollout_report.py`, `training_report.py` and `example_report.py`; `page.py` and `plots.py` have the
+pieces.
 """
 
 import json
@@ -20,6 +21,7 @@ import yaml
 from rft_ray.errors import InputError
 from rft_ray.evaluation_report import evaluation_report
 from rft_ray.example_report import example_problems
+from rft_ray.online_report import last_steps, online_report
 from rft_ray.page import Html, Line, join, number, page, round_of, show, show_interval, table, tag
 from rft_ray.rollout_report import path_curves, rollout_statistics
 from rft_ray.rollout_summary import RolloutSummary, read_rollouts
@@ -43,6 +45,17 @@ class Run:
     rows: list[Line]
     rollouts: RolloutSummary | None
 
+    @property
+    def is_online(self) -> bool:
+        """Whether the rollouts are of a model while it is trained."""
+        return self.config.get("mode") == "online" or bool(self.lines("online_step"))
+
+    @property
+    def online(self) -> Line:
+        """The config's settings of online steps."""
+        settings = self.config.get("online")
+        return settings if isinstance(settings, dict) else {}
+
     def lines(self, kind: str, *identity: str) -> list[Line]:
         """Metrics of a kind in order; of those with the same identity only the last."""
         found = [line for line in self.metrics if line.get("kind") == kind]
@@ -61,8 +74,9 @@ def write_report(run_dir: str) -> str:
         f"RFT run {run.path.resolve().name}",
         _headline(run),
         _section("Evaluation", _evaluation(run)),
+        _section("Online training", _online(run)) if run.is_online else "",
         _section("Rollouts", _counts(run)),
-        _section("Distinct paths against samples", path_curves(run.rollouts)),
+        _section("Distinct paths against samples", _path_curves(run)),
         _section("Training", training_jobs(steps, examples) if steps else ""),
         _section("Weight refreshes", refreshes(run.lines("refresh"))),
         _section("Where the time went", phases(run.lines("phase"))),
@@ -178,8 +192,9 @@ def _summary(run: Run) -> Html:
     names = [str(p.get("name")) for p in policies if isinstance(p, dict)]
     newest = max(run.rounds, default=0)
     folder = run.rounds.get(newest, run.path / "round-000")
+    first = {"rollouts selected": (folder / "selected").exists()}
     done = {
-        "rollouts selected": (folder / "selected").exists(),
+        **(_steps_done(run) if run.is_online else first),
         "target trained": (folder / "checkpoint").exists(),
         "target evaluated": any(row["round"] == newest for row in run.rows),
     }
@@ -188,6 +203,11 @@ def _summary(run: Run) -> Html:
     where = f" of round {newest} (rounds 0 to {planned - 1})" if _is_several(planned) else ""
     text = f"Policies: {', '.join(names) or 'none named'}. State{where}: {state}."
     return tag("p", text, class_="note")
+
+
+def _steps_done(run: Run) -> dict[str, bool]:
+    num_steps, planned = len(last_steps(run.lines("online_step"))), run.online.get("steps")
+    return {f"{num_steps} of {planned} online steps": num_steps > 0}
 
 
 def _is_several(planned: object) -> bool:
@@ -220,9 +240,25 @@ def _evaluation(run: Run) -> Html:
     return evaluation_report(run.rows, _gain_lines(run), run.lines("evaluation", *identity))
 
 
+def _online(run: Run) -> Html:
+    identity = ("model", "stage", "round", "problem_set", "metric", "step")
+    return online_report(run.lines("online_step"), run.lines("evaluation", *identity), run.online)
+
+
 def _counts(run: Run) -> Html:
     rows = run.lines("select", "round", "policy")
-    return rollout_statistics(rows) if rows else Html("")
+    return _of_steps(run, rollout_statistics(rows)) if rows else Html("")
+
+
+def _path_curves(run: Run) -> Html:
+    curves = path_curves(run.rollouts)
+    return _of_steps(run, curves) if curves else curves
+
+
+def _of_steps(run: Run, body: Html) -> Html:
+    """The same with a word on what is counted, where a problem comes again in later steps."""
+    note = "Of an online run: a problem counts anew in every step that sampled it."
+    return join([tag("p", note, class_="note"), body]) if run.is_online else body
 
 
 def _configuration(run: Run) -> Html:

@@ -30,6 +30,7 @@ CLOSE_SECONDS = 120.0
 # a step of their own are numbered in order.
 CURVES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "train_step": (("job",), "step"),
+    "online_step": ((), "step"),
     "select": (("policy",), "round"),
     "refresh": (("sampler",), None),
     "phase": (("phase",), None),
@@ -37,6 +38,7 @@ CURVES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "examples": (("job",), "round"),
 }
 NOT_CURVES = {"time", "step", "round", "total_steps"}
+NAMES = {"train_step": "train", "online_step": "online"}
 
 Scalar = tuple[str, int | None, float]
 
@@ -57,22 +59,28 @@ class Tracker(Protocol):
 def scalars(line: dict[str, Any]) -> list[Scalar]:
     """The points (name, step, value) of a line of metrics.jsonl; step None: number them in order.
 
-    Numeric fields only: null, text and truth values have no curve.
+    Numeric fields only: null, text and truth values have no curve. A field that is a dict of counts
+    has a curve for each, such as `online/staleness/0`.
     """
     kind = line["kind"]
     if kind == "evaluation":
         return [_evaluation(line)]
     labels, axis = CURVES.get(kind, ((), "step"))
-    name = "/".join(["train" if kind == "train_step" else kind, *(str(line[k]) for k in labels)])
+    name = "/".join([NAMES.get(kind, kind), *(str(line[k]) for k in labels)])
     # SFT comes before the rounds; a target has a training run in each.
     if kind == "train_step" and line.get("round") is not None and not _is_sft(line["job"]):
         name += f"/round-{line['round']}"
     step = line.get(axis) if axis else None
-    return [
-        (f"{name}/{field}", step, float(value))
-        for field, value in line.items()
-        if field not in NOT_CURVES and type(value) in (int, float)
-    ]
+    fields = {field: value for field, value in line.items() if field not in NOT_CURVES}
+    return [(f"{name}/{field}", step, value) for field, value in _numbers(fields)]
+
+
+def _numbers(fields: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for field, value in fields.items():
+        if isinstance(value, dict):
+            yield from ((f"{field}/{key}", number) for key, number in _numbers(value))
+        elif type(value) in (int, float):
+            yield field, float(value)
 
 
 def _evaluation(line: dict[str, Any]) -> Scalar:

@@ -30,7 +30,7 @@ def training_jobs(steps: list[Line], examples: list[Line]) -> Html:
     jobs: dict[Job, list[Line]] = {}
     for line in sorted(steps, key=lambda line: (round_of(line), number(line, "step"))):
         jobs.setdefault(_job(line), []).append(line)
-    width = max(map(_points_width, jobs.values()))
+    width = max(map(points_width, jobs.values()))
     note = f"A point is the mean of up to {width} steps." if width > 1 else ""
     return join(
         [
@@ -62,7 +62,7 @@ def _curves_by_family(jobs: dict[Job, list[Line]]) -> list[Html]:
 def _curves(jobs: dict[Job, list[Line]], of_round: str) -> list[Html]:
     plots = []
     for title, key in (("Loss", "loss"), ("Learning rate", "learning_rate")):
-        curves: Series = {name: _curve(rows, key) for (name, _), rows in jobs.items()}
+        curves: Series = {name: curve(rows, key) for (name, _), rows in jobs.items()}
         plots.append(line_plot(title + of_round, "optimiser step", curves))
     return plots
 
@@ -82,7 +82,7 @@ def refreshes(lines: list[Line]) -> Html:
                "parity checked", "worst parity difference")  # fmt: skip
     rows = []
     for sampler, own in samplers.items():
-        seconds, parity = _numbers(own, "seconds"), _numbers(own, "parity_max_abs_diff")
+        seconds, parity = numbers(own, "seconds"), numbers(own, "parity_max_abs_diff")
         rows.append(
             (
                 sampler,
@@ -90,7 +90,7 @@ def refreshes(lines: list[Line]) -> Html:
                 show(own[-1], "replicas", "{:.0f}"),
                 f"{median(seconds):.3f}" if seconds else "\u2013",
                 f"{max(seconds):.3f}" if seconds else "\u2013",
-                f"{sum(_numbers(own, 'bytes')) / 1e6:,.1f}",
+                f"{sum(numbers(own, 'bytes')) / 1e6:,.1f}",
                 f"{len(parity)} of {len(own)}",
                 f"{max(parity):.2g}" if parity else "not checked",
             )
@@ -100,6 +100,13 @@ def refreshes(lines: list[Line]) -> Html:
         "pause to resume. The parity difference is the largest difference between the sampler's "
         "log-probabilities and those the trainer left beside the checkpoint."
     )
+    pauses = numbers(lines, "pause_seconds")
+    if pauses:
+        note += (
+            " Live refreshes, sent by a running trainer, count all of their time; of it the "
+            f"samplers stood still for {median(pauses):.3f} seconds (median), and the trainer "
+            "compares with its own log-probabilities."
+        )
     return join([tag("p", note, class_="note"), table(headers, rows)])
 
 
@@ -163,13 +170,14 @@ def _all_phases(lines: list[Line]) -> Html:
     return tag("details", tag("summary", f"Every phase ({len(rows)})"), listed)
 
 
-def _points_width(rows: list[Line]) -> int:
+def points_width(rows: list[Line]) -> int:
+    """How many steps a point of a curve is the mean of."""
     return math.ceil(len(rows) / MAX_POINTS)
 
 
-def _curve(rows: list[Line], key: str) -> list[tuple[float, float]]:
+def curve(rows: list[Line], key: str) -> list[tuple[float, float]]:
     """Means of a few consecutive steps, those without a finite number left out."""
-    width = _points_width(rows)
+    width = points_width(rows)
     points = [(number(row, "step"), number(row, key)) for row in rows]
     points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     parts = [points[i : i + width] for i in range(0, len(points), width)]
@@ -184,7 +192,7 @@ def _job_table(jobs: dict[Job, list[Line]], examples: dict[Job, Line]) -> Html:
     rows = []
     for job, steps in jobs.items():
         trained = examples.get(job, {})
-        fill = _numbers(steps, "fill")
+        fill = numbers(steps, "fill")
         rows.append(
             (
                 *job[: len(names)],
@@ -193,16 +201,17 @@ def _job_table(jobs: dict[Job, list[Line]], examples: dict[Job, Line]) -> Html:
                 show(trained, "too_long", "{:,.0f}"),
                 show(steps[0], "loss", "{:.4f}"),
                 show(steps[-1], "loss", "{:.4f}"),
-                len(steps) - len(_numbers(steps, "loss")),
-                f"{sum(_numbers(steps, 'tokens')):,.0f}",
+                len(steps) - len(numbers(steps, "loss")),
+                f"{sum(numbers(steps, 'tokens')):,.0f}",
                 f"{fmean(fill):.1%}" if fill else "\u2013",
-                f"{sum(_numbers(steps, 'seconds')):,.1f}",
+                f"{sum(numbers(steps, 'seconds')):,.1f}",
             )
         )
     return table(headers, rows, num_labels=len(names))
 
 
-def _numbers(lines: list[Line], key: str) -> list[float]:
+def numbers(lines: list[Line], key: str) -> list[float]:
+    """The finite numbers under a key."""
     return [value for value in (number(line, key) for line in lines) if math.isfinite(value)]
 
 

@@ -200,3 +200,60 @@ def validation_lines(rounds: int) -> Iterator[dict[str, Any]]:
             yield {"kind": "evaluation", "model": "target", "stage": stage, "round": number,
                    "problem_set": "validation", "metric": "pass@1", "step": step, "value": value,
                    "low": value - 0.04, "high": value + 0.04, "n": 500}  # fmt: skip
+
+
+def make_online_run(folder: Path, steps: int = 240, updates: int = 2) -> Path:
+    """A finished online run of one policy; all numbers of its steps are invented."""
+    start_run(folder)
+    online = {"steps": steps, "problems_per_step": 32, "updates_per_batch": updates,
+              "max_staleness": 1, "filters": ["all_wrong"]}  # fmt: skip
+    with (folder / "config.yaml").open("a") as file:
+        file.write(f"mode: online\nonline: {json.dumps(online)}\n")
+    place = folder / "round-000"
+    (place / "selected").mkdir(parents=True)
+    (place / "checkpoint").mkdir()
+    groups = [of_rounds(make_group(number, random.Random(number)), 0) for number in range(12)]
+    write_groups(place / "selected" / "step-000001.parquet", groups)
+    log(folder, *training_lines("sft-target", 60))
+    log(folder, *(online_line(step) for step in range(1, steps + 1)))
+    log(folder, *online_evaluations(steps), *select_lines(0, groups), *phase_lines())
+    rows = [("sft", "pass@1", 0.412), ("online", "pass@1", 0.498)]
+    (place / "evaluation.json").write_text(json.dumps([
+        {"model": "target", "stage": stage, "metric": metric, "value": value, "n": 1319,
+         "low": value - 0.027, "high": value + 0.027, "step": steps}
+        for stage, metric, value in rows
+    ]))  # fmt: skip
+    log(folder, {"kind": "gain", "metric": "pass@1", "stage": "online", "round": 0,
+                 "value": 0.086, "low": 0.053, "high": 0.119})  # fmt: skip
+    return folder
+
+
+def online_line(step: int, **changed: Any) -> dict[str, Any]:
+    """The line of an online step: 32 problems with 8 rollouts each, its entropy going down."""
+    rng = random.Random(step)
+    accepted = min(256, round(256 * (0.3 + 0.4 * (1 - 0.99**step) + rng.gauss(0, 0.04))))
+    stale, wrong, groups = int(step % 50 == 0), rng.randint(2, 8), 32
+    ages = {"0": 8 * (step % 3)} | {"1": 8 * (groups - wrong - stale - step % 3)}
+    return {"kind": "online_step", "round": 0, "step": step, "policy_version": step,
+            "staleness_max": 1, "staleness": {age: n for age, n in ages.items() if n},
+            "loss": 0.1 + 0.3 * 0.99**step + rng.gauss(0, 0.02), "grad_norm": 1 + rng.random(),
+            "entropy": 0.6 * 0.992**step + 0.02 * rng.random(), "clipped": 0.02 * rng.random(),
+            "learning_rate": 1e-5, "examples": accepted, "tokens": 40 * accepted, "fill": 0.8,
+            "wait_seconds": 0.5 + rng.random(), "train_seconds": 1.5 + 0.2 * rng.random(),
+            "save_seconds": 2.0 * (step % 60 == 0), "refresh_seconds": 0.4 + 0.1 * rng.random(),
+            "problems": groups, "rollouts": 256, "accepted": accepted, "selected": 64,
+            "reward": accepted / 256, "distinct_paths": round(70 * 0.997**step), "cut_off": 2,
+            "sampled_tokens": 12_000, "verdicts": {"correct": accepted, "wrong": 256 - accepted},
+            "dropped": {"all_wrong": wrong, **({"stale": 1} if stale else {}), "no_token_ids": 1},
+            "sample_seconds": 2.0 + 0.3 * rng.random(), "verify_seconds": 0.1,
+            **changed}  # fmt: skip
+
+
+def online_evaluations(steps: int) -> Iterator[dict[str, Any]]:
+    """Validation before online training and six times during it."""
+    points = [("sft", 60, 0.405)]
+    points += [("online", steps * n // 6, 0.40 + 0.02 * n - 0.001 * n**2) for n in range(1, 7)]
+    for stage, step, value in points:
+        yield {"kind": "evaluation", "model": "target", "stage": stage, "round": 0,
+               "problem_set": "validation", "metric": "pass@1", "step": step, "value": value,
+               "low": value - 0.04, "high": value + 0.04, "n": 500}  # fmt: skip

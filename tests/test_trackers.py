@@ -97,8 +97,20 @@ def test_what_has_no_step_of_its_own_is_left_to_be_numbered() -> None:
 
 
 def test_kinds_that_nobody_listed_are_forwarded_too() -> None:
-    line = {"kind": "online_step", "step": 3, "loss": 0.5, "on_policy": True, "note": "x"}
-    assert scalars(line) == [("online_step/loss", 3, 0.5)]
+    line = {"kind": "new_kind", "step": 3, "loss": 0.5, "on_policy": True, "note": "x"}
+    assert scalars(line) == [("new_kind/loss", 3, 0.5)]
+
+
+def test_counts_of_an_online_step_are_curves_of_their_own() -> None:
+    line = {"kind": "online_step", "round": 0, "time": 1.0, "step": 3, "reward": 0.25,
+            "loss": None, "staleness": {"0": 20, "1": 4}, "verdicts": {"correct": 6},
+            "dropped": {}}  # fmt: skip
+    assert scalars(line) == [
+        ("online/reward", 3, 0.25),
+        ("online/staleness/0", 3, 20.0),
+        ("online/staleness/1", 3, 4.0),
+        ("online/verdicts/correct", 3, 6.0),
+    ]
 
 
 def test_tensorboard_has_every_line_written_before_the_block_ends(tmp_path: Path) -> None:
