@@ -1,0 +1,128 @@
+"""Claim: an online step costs what its parts cost, and with staleness 1 only the longer of them.
+
+    python benchmarks/online_overlap.py [--quick]
+
+Two online runs of the quickstart's model, the engine pinned to one core and everything else (driver
+and training) to another. With max_staleness 0 a step should take generation + training + refresh;
+with 1, generation of the next step overlaps with training on this one, so it should take the longer
+of the two. The rival of each row is that ideal, made of the parts as the strictly alternating run
+measured them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+ENGINE_CORE, OTHER_CORE = "0", "1"
+WARM_UP = 4
+GOALS = {1: 0.87, 0: 0.95}
+OVERRIDES = [
+    "problems.train.count=200",
+    "problems.validation=null",
+    "problems.heldout.count=32",
+    f"sampler.env.VLLM_CPU_OMP_THREADS_BIND='{ENGINE_CORE}'",
+    "sft.steps=160",
+    "online.filters=[]",
+    "online.clip_low=0.2",
+    "online.updates_per_batch=4",
+    "online.evaluate_every=1000",
+    "online.parity_first=1",
+    "online.parity_every=0",
+    "trainer.num_workers=1",
+    "trainer.threads_per_worker=1",
+    "trainer.checkpoint_every=0",
+]
+
+
+def main() -> None:
+    """Run both, print the table and, last, the JSON line of the benchmark contract."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer steps")
+    arguments = parser.parse_args()
+    steps = 16 if arguments.quick else 60
+    with tempfile.TemporaryDirectory() as folder:
+        alternating = run(Path(folder) / "staleness-0", 0, steps, None)
+        overlapped = run(Path(folder) / "staleness-1", 1, steps, Path(folder) / "staleness-0")
+    report(alternating, overlapped, steps)
+
+
+def run(run_dir: Path, staleness: int, steps: int, tuned: Path | None) -> list[dict[str, Any]]:
+    """The steps' lines of one run; SFT is taken over from the run `tuned`."""
+    if tuned:
+        run_dir.mkdir()
+        shutil.copytree(tuned / "sft", run_dir / "sft")
+    command = ["taskset", "-c", OTHER_CORE, sys.executable, "-m", "rft_ray", "run"]
+    command += ["configs/quickstart_online.yaml", f"run_dir={run_dir}", *OVERRIDES]
+    command += [f"online.max_staleness={staleness}", f"online.steps={steps}"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] in ("online_step", "refresh")]
+
+
+def step_seconds(lines: list[dict[str, Any]]) -> list[float]:
+    """Wall time of each step after the first few, from the end of the one before to its own."""
+    ends = [line["time"] for line in lines if line["kind"] == "online_step"]
+    return [b - a for a, b in zip(ends, ends[1:], strict=False)][WARM_UP:]
+
+
+def parts(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Seconds of generation (verification included), training and refresh, by step."""
+    steps = [line for line in lines if line["kind"] == "online_step"][WARM_UP + 1 :]
+    return {
+        "generation": [line["sample_seconds"] + line["verify_seconds"] for line in steps],
+        "training": [line["train_seconds"] + line["save_seconds"] for line in steps],
+        "refresh": [line["refresh_seconds"] for line in steps],
+    }
+
+
+def report(
+    alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], steps: int
+) -> None:
+    """The table, the result file and the JSON line."""
+    from rft_ray.run_dir import installed_versions
+
+    alone = parts(alternating)
+    ideals = {
+        0: [sum(values) for values in zip(*alone.values(), strict=True)],
+        1: [max(g, t) for g, t in zip(alone["generation"], alone["training"], strict=True)],
+    }
+    print(f"{steps} steps a run, the first {WARM_UP + 1} left out; medians")
+    for name, values in alone.items():
+        print(f"{name:12} {statistics.median(values):7.3f} s, max {max(values):.3f} s")
+    results = []
+    for staleness, lines in ((1, overlapped), (0, alternating)):
+        ours = statistics.mean(step_seconds(lines))
+        ideal = statistics.mean(ideals[staleness])
+        spread = statistics.quantiles(step_seconds(lines), n=10)
+        what = "max(generation, training)" if staleness else "generation + training + refresh"
+        print(
+            f"staleness {staleness}: step {ours:.3f} s (deciles {spread[0]:.3f} to "
+            f"{spread[-1]:.3f}), {what} {ideal:.3f} s, ratio {ideal / ours:.3f}"
+        )
+        results.append(
+            {"what": f"staleness {staleness}", "ours": ours, "rival": what, "rival_value": ideal,
+             "ratio": ideal / ours, "goal": GOALS[staleness], "unit": "s"}
+        )  # fmt: skip
+    summary = {
+        "name": "online_overlap",
+        "results": results,
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": installed_versions(),
+    }
+    path = Path(__file__).parent / "results" / "online_overlap.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
