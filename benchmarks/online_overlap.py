@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def run(run_dir: Path, staleness: int, steps: int, tuned: Path | None) -> list[d
 def step_seconds(lines: list[dict[str, Any]]) -> list[float]:
     """Wall time of each step after the first few, from the end of the one before to its own."""
     ends = [line["time"] for line in lines if line["kind"] == "online_step"]
-    return [b - a for a, b in zip(ends, ends[1:], strict=False)][WARM_UP:]
+    return [b - a for a, b in pairwise(ends)][WARM_UP:]
 
 
 def parts(lines: list[dict[str, Any]]) -> dict[str, list[float]]:

@@ -76,6 +76,8 @@ def print_plan(config: RunConfig) -> int:
         f"a device may be filled to {USABLE:.0%}; a training rank's GB include {ALLOWANCE_GB:g} GB"
         " of buffers and the activations of a micro-batch"
     )
+    if config.mode == "online":
+        _print_refresh(config)
     if machines is None:
         print("the config names no machines to check this against (section machines)")
         return 0
@@ -83,6 +85,16 @@ def print_plan(config: RunConfig) -> int:
         raise InputError(f"the run does not fit: {'; '.join(problems)}")
     print(f"fits on {_describe(machines)}")
     return 0
+
+
+def _print_refresh(config: RunConfig) -> None:
+    from rft_ray.refresh_plan import print_refresh_plan, refresh_of_run
+
+    if plan := refresh_of_run(config):
+        print("each refresh of the samplers:")
+        print_refresh_plan(plan)
+    else:
+        print(f"the refresh of {config.target.model} is not planned: its folder is not here")
 
 
 def _row(part: Part) -> str:

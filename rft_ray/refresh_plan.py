@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rft_ray.buckets import TensorSpec, bytes_per_element, plan_buckets
@@ -22,6 +23,8 @@ from rft_ray.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from rft_ray.config import RunConfig
 
 GB = 1e9
 DEFAULT_CAP_BYTES = 2**30
@@ -194,6 +197,24 @@ def plan_refresh(
         participants=participants,
         rates=rates or LinkRates(),
     )
+
+
+def refresh_of_run(config: "RunConfig") -> RefreshPlan | None:
+    """The refresh of an online run's config; None where its target's folder is not here."""
+    from transformers import AutoConfig
+
+    if not Path(config.target.model, "config.json").is_file():
+        return None
+    own = config.own_policy
+    sampler = own.sampler if own else config.target.sampler
+    participants = Participants(
+        trainer_ranks=config.trainer.num_workers,
+        replicas=sampler.num_replicas,
+        tensor_parallel=sampler.tensor_parallel_size,
+    )
+    shape = AutoConfig.from_pretrained(config.target.model, local_files_only=True)
+    cap_bytes, dtype = config.online.bucket_mb * 2**20, config.trainer.dtype
+    return plan_refresh(shape, participants, cap_bytes, dtype=dtype)
 
 
 def describe_tensors(config: "PretrainedConfig", dtype: str = "bfloat16") -> list[TensorSpec]:

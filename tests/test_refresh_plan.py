@@ -387,3 +387,16 @@ def test_vllms_loader_writes_what_the_plan_writes(
         assert set(found) == {p.spec.name for p in own}
         for parameter, (values, _) in zip(own, fill(own, weights), strict=True):
             assert found[parameter.spec.name].double().equal(values), parameter.spec.name
+
+
+def test_the_plan_of_an_online_config_has_its_refresh(capsys: pytest.CaptureFixture[str]) -> None:
+    from rft_ray.config_file import load_config
+    from rft_ray.plan import print_plan
+
+    config = load_config("configs/quickstart_online.yaml", ["sampler.num_replicas=2"])
+    assert print_plan(config) == 0
+    shown = capsys.readouterr().out
+    assert "each refresh of the samplers" in shown and "bucket" in shown
+    elsewhere = load_config("configs/llama2_70b_online.yaml")
+    assert print_plan(elsewhere) == 0
+    assert "is not planned: its folder is not here" in capsys.readouterr().out
