@@ -36,6 +36,9 @@ def run_online(config: RunConfig) -> None:
             with running_samplers(study) as samplers:
                 scorer = Scorer(study, samplers)
                 rows = score_baselines(scorer, checkpoints)
+                if "validation" in study.problems:
+                    # what the scores while training are to be compared with
+                    scorer.validate(Stage(TARGET, "sft"), checkpoints[TARGET].sft[-1])
                 checkpoints = sample_and_train(scorer, checkpoints)
                 log_counts(study)
                 rows += scorer.target_rows(ONLINE, checkpoints[TARGET].current)
