@@ -5,6 +5,7 @@ with untied embeddings; engines start once for all tests that use them.
 """
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 
 BASES = Path(__file__).parents[1] / "configs" / "quickstart_base"
 RUN_ID = "tests"
+
+# A shell starts what it puts into the background with interrupts ignored; the tests send some.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
