@@ -23,6 +23,7 @@ def make_policy() -> Policy:
     return Policy(
         name="tied",
         application=application_name(RUN_ID, "tied"),
+        tokenizer=str(BASES / "tied"),
         weights=Weights(str(BASES / "tied"), 0),
         prompt=Prompt("Question: {prompt}\nAnswer:\n"),
         sampling={},
