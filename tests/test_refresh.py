@@ -162,9 +162,9 @@ def link(pair: Any) -> Iterator[Any]:
 
 
 def send_folder(
-    link: Any, folder: Path, version: int, withheld: int | None = None, wrong: bool = False
+    link: Any, folder: Path, version: int, sent: int = 10**6, wrong: bool = False
 ) -> list[Any]:
-    """A refresh with a folder's tensors, as the trainer would send them."""
+    """A refresh with a folder's tensors, as the trainer would send them, or the first buckets."""
     tensors = load_file(folder / "model.safetensors")
     plan = plan_buckets([spec_of(*item) for item in tensors.items()], CAP_BYTES)
     probe = json.loads((folder / "probe.json").read_text())
@@ -173,7 +173,7 @@ def send_folder(
         for number, bucket in enumerate(plan):
             flat = torch.empty(bucket_bytes(bucket), dtype=torch.uint8)
             pack([tensors[spec.name] * (2 if wrong else 1) for spec in bucket], flat)
-            if number != withheld:
+            if number < sent:
                 link.send(flat)
         return link.finish(version, probe)
     except Exception:
@@ -220,15 +220,16 @@ def sample(handle: Any, weights: Weights, max_tokens: int = 8) -> Any:
 
 
 @pytest.mark.engine
-def test_a_bucket_withheld_and_wrong_weights_leave_nothing_served(
+def test_buckets_withheld_and_wrong_weights_leave_nothing_served(
     pair: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
     from rft_ray.sampling import ParityError
 
     good = make_checkpoint("tied", 3)
     send_folder(link, good, 3)
-    with pytest.raises(Exception, match="Timed out"):
-        send_folder(link, make_checkpoint("tied", 4), 4, withheld=2)
+    # the first to time out leaves the group, which the other may notice before its own time is up
+    with pytest.raises(Exception, match=r"Timed out|Connection closed"):
+        send_folder(link, make_checkpoint("tied", 4), 4, sent=2)
     assert_nothing_live(pair)
     # what half-loaded layers kept of version 4 must not turn up now
     send_folder(link, good, 5)
