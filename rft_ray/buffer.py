@@ -92,9 +92,13 @@ class GroupBuffer:
             self._version = version
             self._changed.notify_all()
 
-    async def wait_trained(self, step: int) -> None:
-        """Return when the step is trained; at once where it never will be."""
-        await self._wait(lambda: (self._version or 0) >= step)
+    async def wait_trained(self, step: int) -> bool:
+        """Whether the step that was put is trained, as soon as it is.
+
+        False where the trainer has gone back, so that the step is to be sampled again.
+        """
+        await self._wait(lambda: self._has_trained(step) or self._next <= step)
+        return self._has_trained(step)
 
     async def close(self) -> None:
         """The driver puts no further step."""
@@ -107,6 +111,9 @@ class GroupBuffer:
         async with self._changed:
             self._ended = failure or "the trainer has finished"
             self._changed.notify_all()
+
+    def _has_trained(self, step: int) -> bool:
+        return self._version is not None and self._version >= step
 
     def _may_sample(self) -> bool:
         started = self._version is not None

@@ -44,9 +44,12 @@ class LiveTraining:
         """Hand over a step's groups, and what is to stand in its line of the metrics."""
         self._ask("put", step, groups, facts)
 
-    def wait_trained(self, step: int) -> None:
-        """Return when the step is trained, exported where that was due, and in the samplers."""
-        self._ask("wait_trained", step)
+    def wait_trained(self, step: int) -> bool:
+        """Return when the step is trained, exported where that was due, and in the samplers.
+
+        False where training has gone back: the step will be asked for again.
+        """
+        return self._ask("wait_trained", step)
 
     def exported(self, step: int) -> Weights:
         """The checkpoint that was exported after a step."""

@@ -14,10 +14,9 @@ from dataclasses import replace
 from rft_ray.config import RunConfig
 from rft_ray.console import progress, say
 from rft_ray.fine_tuning import fine_tune
-from rft_ray.live_training import live_training
+from rft_ray.live_training import LiveTraining, live_training
 from rft_ray.offline import show_results
 from rft_ray.records import read_groups
-from rft_ray.sampling import Weights
 from rft_ray.scoring import Scorer, Stage, is_finished, log_gain, publish, score_baselines
 from rft_ray.selection import group_statistics
 from rft_ray.slice_sampler import SliceSampler
@@ -63,10 +62,9 @@ def sample_and_train(
             groups, facts = sampler.sample(step)
             training.put(step, groups, facts)
             advance(1)
-            if step % online.evaluate_every == 0:
-                training.wait_trained(step)
-                if not watch.goes_on(training.exported(step)):
-                    break
+            is_due = step % online.evaluate_every == 0
+            if is_due and training.wait_trained(step) and not watch.goes_on(step, training):
+                break
         trained = training.finish()
     return {**checkpoints, TARGET: checkpoints[TARGET].after(trained)}
 
@@ -79,12 +77,13 @@ class Watch:
         self._patience = patience
         self._values: list[float] = []
 
-    def goes_on(self, weights: Weights) -> bool:
+    def goes_on(self, step: int, training: LiveTraining) -> bool:
         """Whether the best of the last `patience` scores is also the best of all."""
         if "validation" not in self._scorer.study.problems:
             return True
         # The samplers hold these very weights: they need not be brought there.
-        self._values.append(self._scorer.validate(replace(ONLINE, is_live=True), weights))
+        live, weights = replace(ONLINE, is_live=True), training.exported(step)
+        self._values.append(self._scorer.validate(live, weights))
         recent = self._values if self._patience is None else self._values[-self._patience :]
         if max(recent) < max(self._values):
             say(f"no better on validation for {self._patience} evaluations: stopping")

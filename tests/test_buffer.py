@@ -114,6 +114,23 @@ def test_a_trainer_that_goes_back_gets_the_steps_again_and_late_puts_are_ignored
     assert run(go_back()) == [4, 5, 2, 2]
 
 
+def test_waiting_for_a_step_ends_when_training_goes_back_before_it() -> None:
+    async def wait() -> list[bool]:
+        buffer = GroupBuffer(9, 2, "live")
+        await buffer.start(0)
+        await buffer.put(1, [], {})
+        await buffer.put(2, [], {})
+        waiting = asyncio.ensure_future(buffer.wait_trained(2))
+        await asyncio.sleep(0.01)
+        await buffer.start(1)  # a rank died; the checkpoint was of step 1
+        went_back = await waiting
+        await buffer.put(2, [], {})
+        await buffer.trained(2)
+        return [went_back, await buffer.wait_trained(2)]
+
+    assert run(wait()) == [False, True]
+
+
 def test_closing_ends_both_sides_after_what_was_put() -> None:
     async def close() -> list[Any]:
         buffer = GroupBuffer(9, 5, "live")
