@@ -105,13 +105,18 @@ def _found(steps: list[Line]) -> Html:
         }
         for step in steps
     ]
-    shares = {"accepted share": curve(rows, "accepted"), "mean reward": curve(rows, "reward")}
-    # Without partial rewards the two are one line: the second is dashed, so that both are seen.
+    shares: Series = {
+        "accepted share": curve(rows, "accepted"),
+        "mean reward": curve(rows, "reward"),
+    }
+    if shares["accepted share"] == shares["mean reward"]:
+        shares = {"accepted share, which is the mean reward": shares["accepted share"]}
     plots = [
         line_plot("Accepted share and mean reward", "step", shares, shares=True,
-                  colours=[2, 0 + NUM_COLOURS]),
+                  colours=[2, 0][: len(shares)]),
         line_plot("Distinct paths per problem", "step", {"distinct paths": curve(rows, "paths")}),
         line_plot("Entropy", "step", {"nats a trained token": curve(rows, "entropy")}, colours=[3]),
+        line_plot("Rollouts learned from", "step", {"of a step": curve(steps, "examples")}),
     ]  # fmt: skip
     note = (
         "Of all rollouts of a step, before filters; each step has other problems, so the curves "
@@ -249,7 +254,7 @@ def _time(steps: list[Line], settings: Line) -> Html:
         [
             tag("h3", "Time and throughput"),
             tag("p", note, class_="note"),
-            legend((*DRIVER, *TRAINER, REST), (*colours, TRAINER["wait"])),
+            legend([*list(spent)[:-2], f"wait, the driver's {REST}"], colours),
             _bar("driver", {**DRIVER, REST: TRAINER["wait"]}, spent),
             _bar("trainer", TRAINER, spent),
             tag("div", *plots, class_="pair"),
