@@ -119,8 +119,8 @@ def _found(steps: list[Line]) -> Html:
         line_plot("Rollouts learned from", "step", {"of a step": curve(steps, "examples")}),
     ]  # fmt: skip
     note = (
-        "Of all rollouts of a step, before filters; each step has other problems, so the curves "
-        "are noisy. Entropy is that of the policy at the tokens it is trained on. Training on "
+        "The first two are of all rollouts of a step, before filters; each step has other problems, "
+        "so the curves are noisy. Entropy is that of the policy at the tokens it is trained on. Training on "
         "right rollouts alone is known to collapse it: when it nears 0, sampling repeats itself, "
         "the distinct paths become few, and there is nothing new to learn from."
     )
@@ -248,7 +248,8 @@ def _time(steps: list[Line], settings: Line) -> Html:
         "Two sides work at the same time: the driver samples and verifies, the trainer trains, "
         "saves, refreshes the samplers, and waits for the next batch. The bars are all steps "
         f"together, as the trainer saw them. The driver's {REST} is what is left of that: it "
-        "waits for the trainer, or scores the validation problems, for which the trainer waits."
+        "waits for the trainer, or scores the validation problems, for which the trainer waits. "
+        "With online.in_flight at wait, a refresh begins by waiting for the requests in flight."
     )
     return join(
         [
