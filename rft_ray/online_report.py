@@ -119,10 +119,11 @@ def _found(steps: list[Line]) -> Html:
         line_plot("Rollouts learned from", "step", {"of a step": curve(steps, "examples")}),
     ]  # fmt: skip
     note = (
-        "The first two are of all rollouts of a step, before filters; each step has other problems, "
-        "so the curves are noisy. Entropy is that of the policy at the tokens it is trained on. Training on "
-        "right rollouts alone is known to collapse it: when it nears 0, sampling repeats itself, "
-        "the distinct paths become few, and there is nothing new to learn from."
+        "The first two are of all rollouts of a step, before filters; each step has other "
+        "problems, so the curves are noisy. Entropy is that of the policy at the tokens it is "
+        "trained on. Training on right rollouts alone is known to collapse it: when it nears 0, "
+        "sampling repeats itself, the distinct paths become few, and there is nothing new to learn "
+        "from."
     )
     return join([tag("div", *plots, class_="pair"), tag("p", note, class_="note")])
 
