@@ -1,7 +1,7 @@
 """A small study in two rounds, killed half-way and continued by the same command.
 
-The policies are retrained between the rounds; ICL, SFT, RFT on pooled rollouts and two controls are
-scored, greedily, with samples, and out of domain.
+The policies are retrained between the rounds; ICL, SFT, RFT on pooled rollouts and a control are
+scored, also out of domain.
 
 Run: pytest tests/test_offline.py
 """
@@ -39,13 +39,11 @@ OVERRIDES = [
     "trainer.checkpoint_every=10",
     "num_rounds=2",
     "rounds=[{}, {retrain_policies: true, temperature: 0.8, target_start_from: sft}]",
-    "controls=[own, random]",
+    "controls=[random]",
     "problems.out_of_domain.other={format: word_problems, split: heldout, seed: 1, count: 16}",
-    "evaluation.samples=4",
-    "evaluation.ks=[2, 4]",
     "evaluation.icl_shots=1",
 ]
-STAGES = ("icl", "sft", "rft_pooled", "rft_own", "rft_random")
+STAGES = ("icl", "sft", "rft_pooled", "rft_random")
 
 
 def start(run_dir: Path) -> subprocess.Popen[str]:
@@ -138,7 +136,7 @@ def test_training_is_not_repeated(finished: tuple[Path, dict[Path, int], str]) -
         ("rft-untied", 1): 20,
         **{
             (job, number): 20
-            for job in ("rft-target", "rft-target-own", "rft-target-random")
+            for job in ("rft-target", "rft-target-random")
             for number in range(2)
         },
     }
@@ -149,7 +147,6 @@ def test_training_is_not_repeated(finished: tuple[Path, dict[Path, int], str]) -
     }
     for number in range(2):
         assert counts["rft-target-random", number] == counts["rft-target", number] > NUM_TRAIN
-        assert counts["rft-target-own", number] <= counts["rft-target", number]
 
 
 def test_verdicts_and_selection_are_the_oracles(
@@ -195,7 +192,7 @@ def test_results_are_there_and_consistent(finished: tuple[Path, dict[Path, int],
     first, second = ({(r["model"], r["stage"], r["metric"]) for r in rows} for rows in tables)
     assert {("tied", "sft", "pass@1"), ("untied", "sft", "pass@1")} < first
     assert {("tied", "rft_pooled", "pass@1"), ("untied", "rft_pooled", "pass@1")} < second
-    metrics = ("pass@1", "avg@4", "pass@2", "maj@2", "pass@4", "maj@4", "other/pass@1")
+    metrics = ("pass@1", "other/pass@1")
     assert {("target", stage, metric) for stage in STAGES for metric in metrics} < first
     assert {("target", stage, metric) for stage in STAGES[2:] for metric in metrics} < second
     assert {r["stage"] for r in tables[1]} == set(STAGES[2:])
@@ -204,9 +201,6 @@ def test_results_are_there_and_consistent(finished: tuple[Path, dict[Path, int],
     for row in (row for rows in tables for row in rows):
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
         assert row["n"] == (16 if row["metric"].startswith("other/") else 32)
-    by_name = {(r["stage"], r["metric"]): r["value"] for r in tables[0] if r["model"] == "target"}
-    for stage in STAGES:
-        assert by_name[stage, "avg@4"] <= by_name[stage, "pass@2"] <= by_name[stage, "pass@4"]
     assert "rft_pooled" in output and "all rounds" in output
     report = (run_dir / "report.html").read_text()
     assert "<svg" in report and "http" + "://" not in report.replace("http://www.w3.org", "")

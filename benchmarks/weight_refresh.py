@@ -1,0 +1,329 @@
+"""Claim: new weights reach a running engine at the speed of the network, not of a file system.
+
+    python benchmarks/weight_refresh.py [--quick] [--model FOLDER]
+
+A DeepSpeed engine in this process refreshes a vLLM engine behind Ray Serve through the weight
+group. Transfer alone (the same buckets into the real worker, packed beforehand and not loaded) is
+held against the same bytes broadcast by gloo between two bare processes. A whole refresh, from the
+call in the train loop to its return, is held against saving the weights to /dev/shm and vLLM's own
+`reload_weights` with the engine alive. All take turns in one run after one turn to warm up. Info
+rows: pause to resume, and the parity of log-probabilities after the last refresh.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SMOLLM2 = ROOT / "models/smollm2-135m-instruct"
+TOKENIZER = ROOT / "configs/quickstart_base/tied"
+ENGINE = {
+    "dtype": "bfloat16",
+    "max_model_len": 256,
+    "max_num_seqs": 8,
+    "worker_extension_cls": "benchmarks.weight_refresh.TransferOnly",
+}
+ENV = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+}
+TRANSFER_GOAL, RELOAD_GOAL = 0.7, 1.5
+# bfloat16 has 8 bits: two implementations differ by this much with equal weights.
+TOLERANCE = 0.5
+PROBES = [[5, 17, 33, 60, 61], [*range(3, 60)]]
+
+
+class TransferOnly:
+    """What the benchmark adds to vLLM's worker: receiving without loading."""
+
+    def receive_only(self, buckets: list[list[tuple[str, list[int], str]]]) -> None:
+        """Receive buckets through the weight group and drop them."""
+        from rft_ray.weights import to_specs
+
+        group = self.weight_transfer_engine._group
+        for _ in group.receive(to_specs(buckets), self.device):
+            pass
+
+
+def main() -> None:
+    """Measure all four in turn and print the table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under 4 minutes on 2 cores")
+    parser.add_argument("--model", type=Path, help="a Llama folder of at least 135M parameters")
+    parser.add_argument("--repeats", type=int, help="turns of each")
+    arguments = parser.parse_args()
+    repeats = arguments.repeats or (5 if arguments.quick else 15)
+    with tempfile.TemporaryDirectory() as folder:
+        model = arguments.model or (SMOLLM2 if SMOLLM2.exists() else make_model(Path(folder)))
+        seconds, facts = measure(model.resolve(), repeats)
+    report(seconds, facts)
+
+
+def make_model(folder: Path) -> Path:
+    """A random Llama of SmolLM2-135M's shape, for machines that do not have that."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
+    return folder
+
+
+def measure(model: Path, repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each side by turn, and facts about the work."""
+    from rft_ray.config import SamplerConfig
+    from rft_ray.ray_session import start_ray, stop_ray
+    from rft_ray.sampler import application_name, deployed_samplers
+
+    start_ray()
+    engine = make_engine(model)
+
+    from rft_ray.refresh import Refresher, RefreshSettings
+
+    config = SamplerConfig(vllm=ENGINE, env=ENV)
+    with deployed_samplers({"model": (str(model), config)}, "bench", TOLERANCE) as handles:
+        settings = RefreshSettings(attempts=1)
+        refresher = Refresher(application_name("bench", "model"), settings, PROBES)
+        reports = refresher.refresh(engine, 1)
+        sides, pauses = make_sides(engine, refresher, handles["model"], model)
+        seconds = take_turns(sides, repeats)
+        seconds["pause to resume"] = pauses[1:]
+        last = refresher.refresh(engine, 10**6)
+        refresher.close()
+    stop_ray()
+    return seconds, {
+        "megabytes": reports[0].num_bytes / 1e6,
+        "parity": last[0].parity_max_abs_diff,
+        "parameters": sum(p.numel() for p in engine.module.parameters()),
+    }
+
+
+def make_engine(model: Path) -> Any:
+    """A DeepSpeed engine of one rank, in this process."""
+    import torch
+
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    from rft_ray.config import RecipeConfig, TrainerConfig
+    from rft_ray.engine import build_engine
+
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    return build_engine(str(model), RecipeConfig(), TrainerConfig(dtype="bfloat16"))
+
+
+def make_sides(
+    engine: Any, refresher: Any, handle: Any, model: Path
+) -> tuple[dict[str, Callable[[], None]], list[float]]:
+    """What takes turns; the list fills with the times from pause to resume."""
+    pauses: list[float] = []
+    flats = [flat.clone() for flat in refresher._source]
+    wire = [[(t.name, list(t.shape), t.dtype) for t in b] for b in refresher._source.plan]
+    bare = BarePair([flat.numel() for flat in flats])
+
+    def refresh() -> None:
+        (report,) = refresher.refresh(engine, 2, check_parity=False)
+        pauses.append(report.seconds)
+
+    def transfer() -> None:
+        receiving = handle.collective_rpc.remote("receive_only", args=(wire,))
+        send_all(refresher._link._group.post, flats)
+        receiving.result()
+
+    return {
+        "transfer": transfer,
+        "gloo": lambda: bare.broadcast(flats),
+        "refresh": refresh,
+        "reload_weights": lambda: save_and_reload(engine, handle, model),
+    }, pauses
+
+
+def send_all(post: Callable[[Any], Any], flats: list[Any]) -> None:
+    """Post every buffer, at most two at a time, and wait for the last."""
+    before = None
+    for flat in flats:
+        work = post(flat)
+        if before:
+            before.wait()
+        before = work
+    before.wait()
+
+
+def save_and_reload(engine: Any, handle: Any, model: Path) -> None:
+    """The rival's whole refresh: a folder in memory, and vLLM's own way to read it."""
+    from safetensors.torch import save_file
+
+    from rft_ray.export import unique_tensors
+
+    folder = Path("/dev/shm") / f"weight-refresh-{os.getpid()}"
+    if not folder.exists():
+        shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = {name: tensor.detach() for name, tensor in unique_tensors(engine).items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    kwargs = {"weights_path": str(folder)}
+    handle.pause.remote().result()
+    handle.collective_rpc.remote("reload_weights", kwargs=kwargs).result()
+    handle.reset_prefix_cache.remote().result()
+    handle.resume.remote().result()
+
+
+class BarePair:
+    """This process and a child that does nothing but receive, their buffers made once."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        from rft_ray.weight_group import open_store
+
+        store = open_store(60)
+        self._pipe, theirs = multiprocessing.get_context("spawn").Pipe()
+        self._child = multiprocessing.get_context("spawn").Process(
+            target=receive_bare, args=(store.port, sizes, theirs), daemon=True
+        )
+        self._child.start()
+        self._group = bare_group(store, 0)
+
+    def broadcast(self, flats: list[Any]) -> None:
+        """Send all, and hear that all have arrived."""
+        self._pipe.send(True)
+        send_all(lambda flat: post_bare(self._group, flat), flats)
+        self._pipe.recv()
+
+
+def bare_group(store: Any, rank: int) -> Any:
+    """A gloo group of two, straight from torch."""
+    from torch.distributed import ProcessGroupGloo
+
+    return ProcessGroupGloo(store, rank, 2, store.timeout)
+
+
+def post_bare(group: Any, flat: Any) -> Any:
+    """Start a broadcast from rank 0."""
+    from torch.distributed import BroadcastOptions
+
+    options = BroadcastOptions()
+    options.rootRank = 0
+    return group.broadcast([flat], options)
+
+
+def receive_bare(port: int, sizes: list[int], pipe: Any) -> None:
+    """The child: receive as often as it is told to."""
+    import torch
+    from torch.distributed import TCPStore
+
+    torch.set_num_threads(1)
+    group = bare_group(TCPStore("127.0.0.1", port, None, False), 1)
+    buffers = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+    while pipe.recv():
+        send_all(lambda flat: post_bare(group, flat), buffers)
+        pipe.send(True)
+
+
+def take_turns(
+    sides: dict[str, Callable[[], None]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each side by turn, the first turn left out."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats + 1):
+        for name, run in sides.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: own[1:] for name, own in seconds.items()}
+
+
+def report(seconds: dict[str, list[float]], facts: dict[str, float]) -> None:
+    """A small table and, last, the JSON line of the benchmark contract."""
+    from rft_ray.run_dir import installed_versions
+
+    middle = {name: statistics.median(own) for name, own in seconds.items()}
+    megabytes = facts["megabytes"]
+    print(f"{facts['parameters'] / 1e6:.0f}M parameters, {megabytes:.0f} MB")
+    for name, own in seconds.items():
+        print(
+            f"{name:16}{middle[name]:8.3f} s   from {min(own):.3f} to {max(own):.3f}"
+            f"   {megabytes / middle[name]:6.0f} MB/s"
+        )
+    rates = {name: megabytes / own for name, own in middle.items()}
+    results = [
+        row("transfer alone", rates["transfer"], "gloo", rates["gloo"], TRANSFER_GOAL, "MB/s"),
+        row(
+            "whole refresh",
+            rates["refresh"],
+            "reload_weights",
+            rates["reload_weights"],
+            RELOAD_GOAL,
+            "MB/s",
+        ),
+        row(
+            "pause to resume",
+            rates["pause to resume"],
+            "reload_weights",
+            rates["reload_weights"],
+            RELOAD_GOAL,
+            "MB/s",
+        )
+        | {"info": True},
+    ]
+    for own in results:
+        print(f"{own['what']:16} {own['ratio']:.2f} of {own['rival']}, goal {own['goal']}")
+    print(f"parity after the last refresh: {facts['parity']:.3g} nats at most")
+    write_summary(
+        {
+            "name": "weight_refresh",
+            "results": results,
+            "seconds": middle,
+            "parity_max_abs_diff": facts["parity"],
+            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+            "versions": installed_versions(),
+        }
+    )
+
+
+def row(
+    what: str, ours: float, rival: str, value: float, goal: float, unit: str
+) -> dict[str, Any]:
+    """A result of the benchmark contract; more is better."""
+    return {
+        "what": what,
+        "ours": ours,
+        "rival": rival,
+        "rival_value": value,
+        "ratio": ours / value,
+        "goal": goal,
+        "unit": unit,
+    }
+
+
+def write_summary(summary: dict[str, Any]) -> None:
+    """The file beside the others, and the last line of output."""
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    (folder / "weight_refresh.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        shutil.rmtree(Path("/dev/shm") / f"weight-refresh-{os.getpid()}", ignore_errors=True)
