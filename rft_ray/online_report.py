@@ -105,19 +105,25 @@ def _found(steps: list[Line]) -> Html:
         }
         for step in steps
     ]
-    shares = {"accepted share": curve(rows, "accepted"), "mean reward": curve(rows, "reward")}
-    # Without partial rewards the two are one line: the second is dashed, so that both are seen.
+    shares: Series = {
+        "accepted share": curve(rows, "accepted"),
+        "mean reward": curve(rows, "reward"),
+    }
+    if shares["accepted share"] == shares["mean reward"]:
+        shares = {"accepted share, which is the mean reward": shares["accepted share"]}
     plots = [
         line_plot("Accepted share and mean reward", "step", shares, shares=True,
-                  colours=[2, 0 + NUM_COLOURS]),
+                  colours=[2, 0][: len(shares)]),
         line_plot("Distinct paths per problem", "step", {"distinct paths": curve(rows, "paths")}),
         line_plot("Entropy", "step", {"nats a trained token": curve(rows, "entropy")}, colours=[3]),
+        line_plot("Rollouts learned from", "step", {"of a step": curve(steps, "examples")}),
     ]  # fmt: skip
     note = (
-        "Of all rollouts of a step, before filters; each step has other problems, so the curves "
-        "are noisy. Entropy is that of the policy at the tokens it is trained on. Training on "
-        "right rollouts alone is known to collapse it: when it nears 0, sampling repeats itself, "
-        "the distinct paths become few, and there is nothing new to learn from."
+        "The first two are of all rollouts of a step, before filters; each step has other "
+        "problems, so the curves are noisy. Entropy is that of the policy at the tokens it is "
+        "trained on. Training on right rollouts alone is known to collapse it: when it nears 0, "
+        "sampling repeats itself, the distinct paths become few, and there is nothing new to learn "
+        "from."
     )
     return join([tag("div", *plots, class_="pair"), tag("p", note, class_="note")])
 
@@ -243,13 +249,14 @@ def _time(steps: list[Line], settings: Line) -> Html:
         "Two sides work at the same time: the driver samples and verifies, the trainer trains, "
         "saves, refreshes the samplers, and waits for the next batch. The bars are all steps "
         f"together, as the trainer saw them. The driver's {REST} is what is left of that: it "
-        "waits for the trainer, or scores the validation problems, for which the trainer waits."
+        "waits for the trainer, or scores the validation problems, for which the trainer waits. "
+        "With online.in_flight at wait, a refresh begins by waiting for the requests in flight."
     )
     return join(
         [
             tag("h3", "Time and throughput"),
             tag("p", note, class_="note"),
-            legend((*DRIVER, *TRAINER, REST), (*colours, TRAINER["wait"])),
+            legend([*list(spent)[:-2], f"wait, the driver's {REST}"], colours),
             _bar("driver", {**DRIVER, REST: TRAINER["wait"]}, spent),
             _bar("trainer", TRAINER, spent),
             tag("div", *plots, class_="pair"),

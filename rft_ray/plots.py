@@ -140,7 +140,7 @@ def _axes(
     marks = [_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_label)]
     ticks, are_shares = y_ticks
     for tick in ticks:
-        shown = _percent(tick) if are_shares else f"{tick:.3g}"
+        shown = _percent(tick) if are_shares else _number(tick)
         marks.append(_line(LEFT, y_of(tick), WIDTH, y_of(tick), "grid"))
         marks.append(_text(LEFT - 8, y_of(tick) + 4, shown, "end"))
     bottom = HEIGHT - BOTTOM
@@ -192,6 +192,11 @@ def _dot(x: float, y: float, radius: float) -> Html:
 
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> Html:
     return Html(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{clean(text)}</text>')
+
+
+def _number(value: float) -> str:
+    """0.025, 2,500, 1e+07: as short as the room beside the axis."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _percent(share: float) -> str:
