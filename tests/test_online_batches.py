@@ -149,7 +149,7 @@ def test_what_cannot_be_learned_is_counted_by_reason_and_stays_in_the_mean() -> 
     long = replace(ACCEPTED, token_ids=[1] * 7)
     step = step_of(cut, long, ACCEPTED, max_length=10)
     assert len(step.examples) == 1
-    assert step.dropped == {"no_token_ids": 1, "too_long": 1}
+    assert step.dropped == {"no_token_ids": 1, "over_max_length": 1}
     assert (step.num_rollouts, step.num_tokens) == (3, 9)
 
 

@@ -99,10 +99,10 @@ def test_the_oldest_rollout_is_held_against_the_bound(bound: int, word: str) -> 
     assert f">{word}</b>" in found
 
 
-def test_too_long_is_a_group_where_a_filter_drops_it() -> None:
-    lines = [online_line(1, dropped={"too_long": 2})]
-    assert "max_length" in online_report(lines, [], SETTINGS)
-    assert "cut off by the token limit" in online_report(lines, [], {"filters": ["too_long"]})
+def test_groups_and_rollouts_that_are_too_long_are_told_apart() -> None:
+    lines = [online_line(1, dropped={"too_long": 2, "over_max_length": 1})]
+    found = online_report(lines, [], SETTINGS)
+    assert "max_length" in found and "cut off by the token limit" in found
 
 
 def test_partial_rewards_are_a_line_of_their_own() -> None:

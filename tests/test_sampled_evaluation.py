@@ -1,4 +1,4 @@
-"""Completions to score by, on real engines. Run: pytest tests/test_evaluation.py"""
+"""Completions to score by, on real engines. Run: pytest tests/test_sampled_evaluation.py"""
 
 from pathlib import Path
 from typing import Any
