@@ -4,7 +4,9 @@ import numpy as np
 
 from rft_ray.config import SamplingConfig
 from rft_ray.sampling import (
+    LIVE,
     SampledTokens,
+    Weights,
     cut_at_stop,
     request_seed,
     sampling_params,
@@ -65,3 +67,19 @@ def test_a_rounds_temperature_goes_before_the_policys_own() -> None:
     assert sampling_params(config, 0.0)["temperature"] == 0.0
     assert "stop" not in sampling_params(config)
     assert sampling_params(SamplingConfig(stop=["x"]))["stop"] == ["x"]
+
+
+def test_live_weights_satisfy_requests_for_them_and_for_earlier_ones() -> None:
+    held = Weights(LIVE, 4)
+    assert Weights(LIVE, 4).satisfied_by(held)
+    assert Weights(LIVE, 3).satisfied_by(held)
+    assert not Weights(LIVE, 5).satisfied_by(held)
+    assert not Weights(LIVE, 0).satisfied_by(None)
+    assert not Weights(LIVE, 0).satisfied_by(Weights("folder", 0))
+
+
+def test_a_folders_weights_satisfy_requests_for_exactly_them() -> None:
+    held = Weights("folder", 4)
+    assert Weights("folder", 4).satisfied_by(held)
+    assert not Weights("folder", 3).satisfied_by(held)
+    assert not Weights("other", 4).satisfied_by(held)
