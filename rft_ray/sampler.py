@@ -43,6 +43,9 @@ from rft_ray.sampling import (
 from rft_ray.weight_group import Rendezvous
 
 PROBE_FILE = "probe.json"
+# How long a request for live weights is held where they have not come. A replica that refused at
+# once would look the least busy of all and draw the requests that others could answer.
+LIVE_WAIT_S = 2.0
 # What `weights.py` registers; that module is imported by vLLM only.
 WEIGHT_BACKEND = "rft_weights"
 # On CPUs vLLM 0.29 dies where it splits the prompt of a seeded request over two steps: it takes a
@@ -88,6 +91,7 @@ class Sampler(LLMServer):
         self._tolerance = tolerance
         self._refreshing = asyncio.Lock()
         self._live_refresh: LiveRefresh | None = None
+        self._live_came = asyncio.Event()
         self._failed_refreshes = 0
         self._group_id: str | None = None
         self._in_flight = 0
@@ -208,6 +212,8 @@ class Sampler(LLMServer):
             difference = await self._compare(probe, f"version {version}") if probe else None
         self._weights = Weights(LIVE, version)
         self._end_live_refresh()
+        self._live_came.set()
+        self._live_came = asyncio.Event()
         return RefreshReport(seconds, num_bytes, difference)
 
     async def abandon_refresh(self, group_id: str) -> bool | None:
@@ -279,6 +285,9 @@ class Sampler(LLMServer):
         to that: a request that reaches it while it is paused would run on the new weights. After a
         refresh that failed, a block that had begun before raises SamplerUnavailableError.
         """
+        if weights.path == LIVE and not weights.satisfied_by(self._weights):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._live_came.wait(), LIVE_WAIT_S)
         if not weights.satisfied_by(self._weights) or self._refreshing.locked():
             async with self._refreshing:
                 if not weights.satisfied_by(self._weights):

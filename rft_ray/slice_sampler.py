@@ -86,13 +86,13 @@ class SliceSampler:
         config, policies = self._study.config, []
         for policy in config.policies:
             weights = self._checkpoints[policy.name].newest
-            sampling = sampling_params(policy.sampling)
+            prompt = self._study.models[policy.name].prompt
+            sampling = sampling_params(policy.sampling, prompt)
             if policy.name == self._live:
                 weights = Weights(LIVE, self._oldest(step))
                 if config.online.clip_low is not None:
                     # of the sampled token alone: what the importance ratio is to
                     sampling["logprobs"] = 0
-            prompt = self._study.models[policy.name].prompt
             policies.append(self._samplers.policy(policy.name, weights, prompt, sampling))
         # The same problem comes again in a later pass, and is to be sampled anew there.
         return SamplingPlan(policies, seed=request_seed(config.seed, step, "", ""), round=0)

@@ -5,7 +5,9 @@ import numpy as np
 from rft_ray.config import SamplingConfig
 from rft_ray.prompts import Prompt
 from rft_ray.sampling import (
+    LIVE,
     SampledTokens,
+    Weights,
     cut_at_stop,
     request_seed,
     sampling_params,
@@ -73,3 +75,19 @@ def test_rollouts_end_at_the_stop_texts_of_the_config_and_of_the_prompt() -> Non
     # a base model that was shown solved problems goes on to make up more of them
     few_shot = Prompt("Q: {prompt}", shots=(("2+2?", "4"),))
     assert sampling_params(SamplingConfig(stop=["x"]), few_shot)["stop"] == ["x", "\n\nQ:"]
+
+
+def test_live_weights_satisfy_requests_for_them_and_for_earlier_ones() -> None:
+    held = Weights(LIVE, 4)
+    assert Weights(LIVE, 4).satisfied_by(held)
+    assert Weights(LIVE, 3).satisfied_by(held)
+    assert not Weights(LIVE, 5).satisfied_by(held)
+    assert not Weights(LIVE, 0).satisfied_by(None)
+    assert not Weights(LIVE, 0).satisfied_by(Weights("folder", 0))
+
+
+def test_a_folders_weights_satisfy_requests_for_exactly_them() -> None:
+    held = Weights("folder", 4)
+    assert Weights("folder", 4).satisfied_by(held)
+    assert not Weights("folder", 3).satisfied_by(held)
+    assert not Weights("other", 4).satisfied_by(held)
