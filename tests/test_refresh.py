@@ -34,9 +34,9 @@ def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
 
 def train_and_refresh(config: dict[str, Any]) -> list[dict[str, Any]]:
     """The train loop: for each stage and base two real steps, each followed by a refresh."""
-    from rft_ray.trainer import _prepare_process
+    from rft_ray.trainer import prepare_process
 
-    rank, _ = _prepare_process(config["trainer"])
+    rank, _ = prepare_process(config["trainer"])
 
     from rft_ray.engine import build_engine
     from rft_ray.export import probe_logprobs
