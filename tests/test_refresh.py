@@ -179,6 +179,7 @@ def assert_nothing_live(pair: Any) -> None:
             answer.result()
 
 
+@pytest.mark.faults
 def test_both_replicas_are_refreshed_and_say_which_version_wrote(
     pair: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
@@ -200,6 +201,7 @@ def sample(handle: Any, weights: Weights, max_tokens: int = 8) -> Any:
     return handle.sample.remote(PROMPT, weights, {**sampling, "ignore_eos": True}, 3)
 
 
+@pytest.mark.faults
 def test_buckets_withheld_and_wrong_weights_leave_nothing_served(
     pair: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
@@ -221,6 +223,7 @@ def test_buckets_withheld_and_wrong_weights_leave_nothing_served(
     assert_pair_serves(pair, good, 7)
 
 
+@pytest.mark.faults
 def test_a_trainer_that_goes_silent_is_given_up_on(
     pair: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
@@ -239,6 +242,7 @@ def test_a_trainer_that_goes_silent_is_given_up_on(
     assert_pair_serves(pair, folder, 9)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("in_flight", ["wait", "keep", "abort"])
 def test_requests_in_flight_wait_go_on_or_fail(
     pair: Any, link: Any, make_checkpoint: Checkpoints, in_flight: str
@@ -262,6 +266,7 @@ def test_requests_in_flight_wait_go_on_or_fail(
         assert answer.result().lengths.tolist() == [180, 180]
 
 
+@pytest.mark.faults
 def test_a_replica_that_comes_back_serves_nothing_before_its_refresh(
     pair: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
