@@ -194,7 +194,7 @@ class BarePair:
     def __init__(self, sizes: list[int]) -> None:
         from rft_ray.weight_group import open_store
 
-        store = open_store(60)
+        store = open_store("127.0.0.1", 60)
         self._pipe, theirs = multiprocessing.get_context("spawn").Pipe()
         self._child = multiprocessing.get_context("spawn").Process(
             target=receive_bare, args=(store.port, sizes, theirs), daemon=True

@@ -253,8 +253,8 @@ class SamplerLink:
         import ray
 
         settings = self._settings
-        store = open_store(settings.timeout_s)
         host = ray.util.get_node_ip_address()
+        store = open_store(host, settings.timeout_s)
         meeting = Rendezvous(host, store.port, size, settings.backend, settings.timeout_s)
         self._num_members = len(first_ranks)
         args = (uuid.uuid4().hex, meeting, first_ranks)

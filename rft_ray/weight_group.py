@@ -8,6 +8,7 @@ its tensors one after another. Left out: who is in the group (`refresh.py`), wha
 what it receives (`weights.py`).
 """
 
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -84,10 +85,20 @@ class WeightGroup:
         self._group = self._store = None
 
 
-def open_store(timeout_s: float) -> TCPStore:
-    """The meeting point, kept by rank 0 on a free port of its machine."""
-    limit = timedelta(seconds=timeout_s)
-    return TCPStore("0.0.0.0", 0, None, True, timeout=limit, wait_for_workers=False)
+def open_store(host: str, timeout_s: float) -> TCPStore:
+    """The meeting point, kept by rank 0 on a free port of one address of its machine."""
+    # The store would listen on every address if it opened the port itself.
+    listener = socket.create_server((host, 0))
+    port, limit = listener.getsockname()[1], timedelta(seconds=timeout_s)
+    return TCPStore(
+        host,
+        port,
+        None,
+        True,
+        timeout=limit,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
 
 
 def _open(backend: str, store: PrefixStore, rank: int, size: int, limit: timedelta) -> Any:

@@ -38,7 +38,7 @@ def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
 
 def meet(size: int, timeout_s: float) -> list[WeightGroup]:
     """All members of a group, in this one process."""
-    store = open_store(timeout_s)
+    store = open_store("127.0.0.1", timeout_s)
     meeting = Rendezvous("127.0.0.1", store.port, size, "gloo", timeout_s)
     with ThreadPoolExecutor(size) as pool:
         joining = [
@@ -91,7 +91,7 @@ def test_a_sender_that_leaves_is_noticed() -> None:
 
 
 def test_a_member_that_does_not_come_is_not_waited_for_for_ever() -> None:
-    store = open_store(1)
+    store = open_store("127.0.0.1", 1)
     meeting = Rendezvous("127.0.0.1", store.port, 2, "gloo", 1)
     with pytest.raises(RuntimeError):
         WeightGroup(meeting, 0, store)
