@@ -14,6 +14,7 @@ from types import ModuleType
 from rft_ray.config import cluster_address
 
 LOCAL_LOGICAL_CPUS = 16
+START_ATTEMPTS = 3
 
 
 def start_ray() -> None:
@@ -40,13 +41,22 @@ def start_ray() -> None:
 
 
 def _start_local(ray: ModuleType) -> None:
-    ray.init(
-        address="local",
-        num_cpus=max(LOCAL_LOGICAL_CPUS, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(LOCAL_LOGICAL_CPUS, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:
+            # Ray gives its processes 30 seconds to come up, which a busy machine may not manage;
+            # it says so with no type of its own.
+            if "timed out during startup" not in str(error) or attempt == START_ATTEMPTS - 1:
+                raise
+            ray.shutdown()
 
 
 def _keep_engines_off_the_terminal() -> None:
