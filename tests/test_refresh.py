@@ -21,7 +21,7 @@ from rft_ray.sampling import LIVE, Weights
 from rft_ray.weight_group import bucket_bytes, pack
 from tests.conftest import BASES, RUN_ID
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.faults]
 Checkpoints = Callable[[str, int], Path]
 # Small enough for a bucket to end in the middle of a layer's projections.
 CAP_BYTES = 150_000
@@ -179,7 +179,6 @@ def assert_nothing_live(pair: Any) -> None:
             answer.result()
 
 
-@pytest.mark.faults
 def test_both_replicas_are_refreshed_and_say_which_version_wrote(
     pair: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
@@ -201,7 +200,6 @@ def sample(handle: Any, weights: Weights, max_tokens: int = 8) -> Any:
     return handle.sample.remote(PROMPT, weights, {**sampling, "ignore_eos": True}, 3)
 
 
-@pytest.mark.faults
 def test_buckets_withheld_and_wrong_weights_leave_nothing_served(
     pair: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
@@ -223,7 +221,6 @@ def test_buckets_withheld_and_wrong_weights_leave_nothing_served(
     assert_pair_serves(pair, good, 7)
 
 
-@pytest.mark.faults
 def test_a_trainer_that_goes_silent_is_given_up_on(
     pair: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
@@ -242,7 +239,6 @@ def test_a_trainer_that_goes_silent_is_given_up_on(
     assert_pair_serves(pair, folder, 9)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("in_flight", ["wait", "keep", "abort"])
 def test_requests_in_flight_wait_go_on_or_fail(
     pair: Any, link: Any, make_checkpoint: Checkpoints, in_flight: str
@@ -266,7 +262,6 @@ def test_requests_in_flight_wait_go_on_or_fail(
         assert answer.result().lengths.tolist() == [180, 180]
 
 
-@pytest.mark.faults
 def test_a_replica_that_comes_back_serves_nothing_before_its_refresh(
     pair: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
