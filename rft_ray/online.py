@@ -9,7 +9,9 @@ the buffer and nowhere else. Left out: Ray Data, whose streams take longer to st
 sample, and freeing devices between the two halves, which work at the same time.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rft_ray.config import RunConfig
 from rft_ray.console import progress, say
@@ -17,6 +19,7 @@ from rft_ray.fine_tuning import fine_tune
 from rft_ray.live_training import LiveTraining, live_training
 from rft_ray.offline import show_results
 from rft_ray.records import read_groups
+from rft_ray.run_dir import read_metrics
 from rft_ray.scoring import Scorer, Stage, is_finished, log_gain, publish, score_baselines
 from rft_ray.selection import group_statistics
 from rft_ray.slice_sampler import SliceSampler
@@ -70,25 +73,45 @@ def sample_and_train(
 
 
 class Watch:
-    """Scores exports on the validation problems while they are live, and says when to stop."""
+    """Scores exports on the validation problems while they are live, and says when to stop.
+
+    What an earlier part of the run scored counts too, so a run that was killed stops where the
+    uninterrupted one would.
+    """
 
     def __init__(self, scorer: Scorer, patience: int | None) -> None:
         self._scorer = scorer
         self._patience = patience
-        self._values: list[float] = []
+        self._values = validation_values(scorer.study.run.metrics)
 
     def goes_on(self, step: int, training: LiveTraining) -> bool:
-        """Whether the best of the last `patience` scores is also the best of all."""
+        """Score the weights that are live after a step; False where training is to stop."""
         if "validation" not in self._scorer.study.problems:
             return True
         # The samplers hold these very weights: they need not be brought there.
         live, weights = replace(ONLINE, is_live=True), training.exported(step)
-        self._values.append(self._scorer.validate(live, weights))
-        recent = self._values if self._patience is None else self._values[-self._patience :]
-        if max(recent) < max(self._values):
-            say(f"no better on validation for {self._patience} evaluations: stopping")
-            return False
-        return True
+        self._values[step] = self._scorer.validate(live, weights)
+        # Training may have gone back to a checkpoint: scores of later steps are not of this past.
+        past = [self._values[scored] for scored in sorted(self._values) if scored <= step]
+        if is_improving(past, self._patience):
+            return True
+        say(f"no better on validation for {self._patience} evaluations: stopping")
+        return False
+
+
+def validation_values(metrics: Path) -> dict[int, float]:
+    """Greedy pass@1 on the validation problems by step, as far as the metrics of a run go."""
+    return {
+        line["step"]: line["value"]
+        for line in read_metrics(metrics)
+        if line["kind"] == "evaluation"
+        and (line["stage"], line["problem_set"]) == (ONLINE.stage, "validation")
+    }
+
+
+def is_improving(values: Sequence[float], patience: int | None) -> bool:
+    """Whether the best of the last `patience` values is also the best of all; none: always."""
+    return patience is None or max(values[-patience:]) >= max(values)
 
 
 def log_counts(study: Study) -> None:
