@@ -1,4 +1,4 @@
-"""A small online run, killed half-way and continued by the same command.
+"""A small online run that loses a training rank, is killed and continued by the same command.
 
 Run: pytest tests/test_online.py
 """
@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rft_ray.config_file import load_config
@@ -63,15 +64,15 @@ def lines_of(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
-    """A run killed after step 7 or so and finished: its folder, the number of metrics at the kill,
-    and what the second command printed."""
+    """A run that loses a rank after step 4 or so, is killed after step 7 or so, and finished.
+
+    Its folder, the number of metrics at the kill, and what the second command printed.
+    """
     run_dir = tmp_path_factory.mktemp("runs") / "online"
     first = start(run_dir)
-    deadline = time.monotonic() + 900
-    while max((row["step"] for row in lines_of(run_dir, "online_step")), default=0) < 7:
-        assert first.poll() is None, first.communicate()[0][-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_step(run_dir, 4, first)
+    train_ranks(first)[-1].kill()
+    wait_for_step(run_dir, 7, first)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     at_kill = len(read_metrics(run_dir / "metrics.jsonl"))
@@ -79,6 +80,31 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     output, _ = second.communicate(timeout=900)
     assert second.returncode == 0, output[-3000:]
     return run_dir, at_kill, output
+
+
+def wait_for_step(run_dir: Path, step: int, driver: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 900
+    while max((row["step"] for row in lines_of(run_dir, "online_step")), default=0) < step:
+        assert driver.poll() is None, driver.communicate()[0][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def train_ranks(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(driver.pid).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def test_a_dead_rank_sends_training_back_to_a_checkpoint(
+    finished: tuple[Path, int, str],
+) -> None:
+    run_dir, at_kill, _ = finished
+    lines = read_metrics(run_dir / "metrics.jsonl")[:at_kill]
+    steps = [row["step"] for row in lines if row["kind"] == "online_step"]
+    at = next(i for i in range(1, len(steps)) if steps[i] != steps[i - 1] + 1)
+    # from the checkpoint of step 3, or of step 6 where the rank died later than it was meant to
+    assert steps[at] in (4, 7) and steps[at] <= steps[at - 1]
+    assert steps == [*range(1, steps[at - 1] + 1), *range(steps[at], steps[-1] + 1)]
 
 
 def test_every_step_is_trained_and_continues_from_a_checkpoint(
