@@ -46,6 +46,7 @@ class WeightGroup:
         if store is None:
             store = TCPStore(rendezvous.host, rendezvous.port, None, False, timeout=limit)
         self._store = store
+        self._landing = LandingBuffers()
         size = rendezvous.world_size
         self._group = _open(rendezvous.backend, PrefixStore("weights", store), rank, size, limit)
 
@@ -58,24 +59,27 @@ class WeightGroup:
     def receive(
         self, buckets: list[list[TensorSpec]], device: torch.device
     ) -> Iterator[tuple[list[TensorSpec], Tensor]]:
-        """Each bucket with its bytes, uint8 (bytes of the bucket,), in a buffer of its own.
+        """Each bucket with its bytes, uint8 (bytes of the bucket,), the caller's to keep.
 
         The next bucket is under way while the caller uses this one.
         """
-        pending = self._post_receive(buckets[0], device)
+        size = max(map(bucket_bytes, buckets))
+        pending = self._post_receive(buckets[0], size, device)
         for bucket, following in zip(buckets, [*buckets[1:], None], strict=True):
             flat, work = pending
             work.wait()
+            # The work and its result hold the buffer, which would look as if it were being read.
+            work = pending = None
             if following is not None:
-                pending = self._post_receive(following, device)
+                pending = self._post_receive(following, size, device)
             yield bucket, flat
+            del flat
+        self._landing.forget_read()
 
     def _post_receive(
-        self, bucket: list[TensorSpec], device: torch.device
+        self, bucket: list[TensorSpec], size: int, device: torch.device
     ) -> tuple[Tensor, Work]:
-        # Not reused: vLLM keeps a layer's tensors until it has all of them, and buckets end
-        # anywhere in a layer.
-        flat = torch.empty(bucket_bytes(bucket), dtype=torch.uint8, device=device)
+        flat = self._landing.take(size, device)[: bucket_bytes(bucket)]
         return flat, self.post(flat)
 
     def close(self) -> None:
@@ -83,6 +87,40 @@ class WeightGroup:
         with suppress(RuntimeError):
             self._group.abort()
         self._group = self._store = None
+
+
+class LandingBuffers:
+    """Where buckets arrive: buffers that are used again once nobody reads them.
+
+    vLLM keeps a layer's tensors until it has all of them, and buckets end anywhere in a layer, so
+    when a buffer is free is known to its storage alone. A new buffer for every bucket would be
+    simpler; on a CPU its fresh pages cost more time than the bytes that arrive in them.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+
+    def take(self, size: int, device: torch.device) -> Tensor:
+        """A buffer of at least that many bytes that no other tensor is a view of."""
+        for buffer in self._buffers:
+            if buffer.numel() >= size and buffer.device == device and not _is_read(buffer):
+                return buffer
+        self._buffers.append(torch.empty(size, dtype=torch.uint8, device=device))
+        return self._buffers[-1]
+
+    def forget_read(self) -> None:
+        """Keep only what is free: whoever holds a view of the others owns them now.
+
+        Three at most: the one that a loop's variable still names, the one after it that has
+        arrived, and the next one under way.
+        """
+        self._buffers = [buffer for buffer in self._buffers if not _is_read(buffer)][:3]
+
+
+def _is_read(buffer: Tensor) -> bool:
+    """Whether there are tensors on the buffer's memory besides itself."""
+    # The storage object made for asking counts too.
+    return torch._C._storage_Use_Count(buffer.untyped_storage()._cdata) > 2
 
 
 def open_store(host: str, timeout_s: float) -> TCPStore:

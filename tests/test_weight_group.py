@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from rft_ray.buckets import TensorSpec
-from rft_ray.weight_group import Rendezvous, WeightGroup, bucket_bytes, open_store, pack, unpack
+from rft_ray.weight_group import (
+    LandingBuffers,
+    Rendezvous,
+    WeightGroup,
+    bucket_bytes,
+    open_store,
+    pack,
+    unpack,
+)
 
 BUCKETS = [[TensorSpec("a", (5,), "float32"), TensorSpec("b", (3, 2), "bfloat16")]] + [
     [TensorSpec(str(number), (number, 4), "float32")] for number in range(1, 5)
@@ -65,6 +73,60 @@ def test_every_member_receives_every_bucket_in_order() -> None:
                 assert torch.equal(got, flat)
     for member in (sender, *receivers):
         member.close()
+
+
+def test_a_buffer_is_used_again_when_the_last_view_of_it_is_gone() -> None:
+    buffers, cpu = LandingBuffers(), torch.device("cpu")
+    first = buffers.take(100, cpu)
+    view = first[:40].view(torch.float32).view(2, 5)[1]
+    address = first.data_ptr()
+    del first
+    second = buffers.take(100, cpu)
+    assert second.data_ptr() != address
+    view.fill_(7)
+    del view, second
+    assert buffers.take(100, cpu).data_ptr() == address
+    assert buffers.take(60, cpu).data_ptr() == address
+    # one that is too small does not do
+    assert buffers.take(5000, cpu).numel() == 5000
+
+
+def test_buffers_that_are_still_read_are_let_go() -> None:
+    buffers, cpu = LandingBuffers(), torch.device("cpu")
+    kept = [buffers.take(10, cpu)[:5] for _ in range(4)]
+    assert len({own.data_ptr() for own in kept}) == 4
+    spare = buffers.take(10, cpu).data_ptr()
+    buffers.forget_read()
+    assert buffers.take(10, cpu).data_ptr() == spare
+    for number, own in enumerate(kept):
+        own.fill_(number)
+    assert [own.tolist() for own in kept] == [[n] * 5 for n in range(4)]
+
+
+def test_tensors_kept_from_one_refresh_survive_the_next() -> None:
+    sender, receiver = meet(2, 20)
+    rounds = [
+        [torch.full((bucket_bytes(b),), n, dtype=torch.uint8) for n, b in enumerate(BUCKETS, start)]
+        for start in (0, 10, 20)
+    ]
+    kept = []
+    with ThreadPoolExecutor(1) as pool:
+        for flats in rounds:
+            receiving = pool.submit(keep_every_second, receiver)
+            for flat in flats:
+                sender.post(flat).wait()
+            kept.append(receiving.result())
+    for flats, own in zip(rounds, kept, strict=True):
+        for flat, got in zip(flats[::2], own, strict=True):
+            assert torch.equal(got, flat)
+    sender.close()
+    receiver.close()
+
+
+def keep_every_second(receiver: WeightGroup) -> list[torch.Tensor]:
+    """As vLLM does with the first tensors of a layer: hold on to some of what came."""
+    received = receiver.receive(BUCKETS, torch.device("cpu"))
+    return [flat[:] for number, (_, flat) in enumerate(received) if number % 2 == 0]
 
 
 def test_a_bucket_that_does_not_come_is_not_waited_for_for_ever() -> None:
