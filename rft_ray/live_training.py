@@ -90,7 +90,7 @@ def live_training(
     """A training of the target in the background; it is stopped if the block raises."""
     online, target = study.config.online, study.target
     live = study.config.own_policy.name if study.config.own_policy else ""
-    buffer = BufferActor.options(name=f"buffer-{os.getpid()}", num_cpus=0).remote(
+    buffer = BufferActor.options(name=f"online-buffer-{os.getpid()}", num_cpus=0).remote(
         online.steps, online.max_staleness, live
     )
     job = OnlineJob(

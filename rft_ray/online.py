@@ -9,6 +9,7 @@ the buffer and nowhere else. Left out: Ray Data, whose streams take longer to st
 sample, and freeing devices between the two halves, which work at the same time.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,7 @@ def sample_and_train(
         sampler = SliceSampler(study, scorer.samplers, checkpoints, verifier)
         for step in training.steps():
             groups, facts = sampler.sample(step)
-            training.put(step, groups, facts)
+            training.put(step, groups, {**facts, "evaluate_seconds": watch.spent()})
             advance(1)
             is_due = step % online.evaluate_every == 0
             if is_due and training.wait_trained(step) and not watch.goes_on(step, training):
@@ -83,6 +84,12 @@ class Watch:
         self._scorer = scorer
         self._patience = patience
         self._values = validation_values(scorer.study.run.metrics)
+        self._seconds = 0.0
+
+    def spent(self) -> float:
+        """Seconds of scoring since this was last asked: the trainer has waited for them."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
     def goes_on(self, step: int, training: LiveTraining) -> bool:
         """Score the weights that are live after a step; False where training is to stop."""
@@ -90,7 +97,9 @@ class Watch:
             return True
         # The samplers hold these very weights: they need not be brought there.
         live, weights = replace(ONLINE, is_live=True), training.exported(step)
+        started = time.perf_counter()
         self._values[step] = self._scorer.validate(live, weights)
+        self._seconds += time.perf_counter() - started
         # Training may have gone back to a checkpoint: scores of later steps are not of this past.
         past = [self._values[scored] for scored in sorted(self._values) if scored <= step]
         if is_improving(past, self._patience):

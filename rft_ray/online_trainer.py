@@ -20,7 +20,8 @@ from rft_ray.config import OnlineConfig, RecipeConfig, TrainerConfig
 from rft_ray.online_batches import OnlineStep, make_online_step, online_weights, rank_batches
 from rft_ray.packing import ExampleColumns
 from rft_ray.prompts import Prompt
-from rft_ray.ray_metrics import StepGauges
+from rft_ray.ray_metrics import Meter, line_points
+from rft_ray.sampling import refresh_facts
 from rft_ray.selection import Rule
 from rft_ray.trainer import (
     exported_folders,
@@ -31,6 +32,7 @@ from rft_ray.trainer import (
     run_name,
     train_step,
 )
+from rft_ray.utilisation import Utilisation
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -71,7 +73,8 @@ def run_online_training(job: OnlineJob, trainer: TrainerConfig) -> list[str]:
     The same call again continues from the last complete checkpoint, or returns at once.
     """
     if not os.path.isdir(job.output_dir):
-        failure = fit(online_loop, {"job": job, "trainer": trainer}, trainer, job.output_dir)
+        settings, name = {"job": job, "trainer": trainer}, run_name(job.name, trainer)
+        failure = fit(online_loop, settings, name, job.output_dir)
         if failure:
             raise FloatingPointError(f"training {job.name} stopped: {failure}")
     shutil.rmtree(f"{job.output_dir}.train", ignore_errors=True)
@@ -104,7 +107,7 @@ def online_loop(config: dict[str, Any]) -> str | None:
             folder = f"{job.output_dir}.steps/step-{done:06d}"
             export_model(engine, job.model, folder, job.probes, done)
         if is_due(done, trainer.checkpoint_every):
-            folder = f"{job.output_dir}.train/{run_name(trainer)}/step-{done:06d}"
+            folder = f"{job.output_dir}.train/{run_name(job.name, trainer)}/step-{done:06d}"
             report_checkpoint(engine, folder, done)
         clock.lap("save_seconds")
         live.refresh(done)
@@ -242,7 +245,8 @@ class LiveSide:
         self._is_leader = rank == 0
         self._refresher = Refresher(job.application, settings, job.probes)
         self._num_refreshes = 0
-        self._gauges = StepGauges()
+        self._meter = Meter()
+        self._use = Utilisation.of(job.model, trainer)
 
     def begin(self, done: int) -> None:
         """Bring the samplers to the weights there are, and let the driver sample."""
@@ -266,7 +270,6 @@ class LiveSide:
         is_checked = number < online.parity_first or is_due(number, online.parity_every)
         started = time.perf_counter()
         reports = self._refresher.refresh(self._engine, version, is_checked)
-        checked = [r.parity_max_abs_diff for r in reports if r.parity_max_abs_diff is not None]
         self._write(
             kind="refresh",
             round=0,
@@ -275,9 +278,7 @@ class LiveSide:
             model="target",
             seconds=time.perf_counter() - started,
             pause_seconds=max(report.seconds for report in reports),
-            bytes=sum(report.num_bytes for report in reports),
-            replicas=len(reports),
-            parity_max_abs_diff=max(checked) if checked else None,
+            **refresh_facts(reports),
         )
 
     def examples(self, groups: "list[Group]") -> OnlineStep:
@@ -303,7 +304,8 @@ class LiveSide:
         clock: Clock,
     ) -> None:
         """The step's line in the metrics."""
-        ages = taken.staleness
+        ages, updates = taken.staleness, self._job.online.updates_per_batch
+        positions = updates * sum(len(example.input_ids) for example in learned.examples)
         self._write(
             kind="online_step",
             round=0,
@@ -319,6 +321,7 @@ class LiveSide:
             examples=len(learned.examples),
             tokens=sum(sum(example.loss_mask) for example in learned.examples),
             fill=_or_none(result.fill),
+            mfu=self._use.share(positions, clock.laps["train_seconds"]),
             wait_seconds=self._waited,
             **clock.laps,
             **{
@@ -338,7 +341,7 @@ class LiveSide:
         if self._is_leader:
             with Path(self._job.metrics_path).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": time.time(), **line}) + "\n")
-            self._gauges.record(line)
+            self._meter.record(line_points(line))
 
 
 def _or_none(value: float) -> float | None:

@@ -4,12 +4,21 @@ Inside a cluster (RAY_ADDRESS set, or a Ray job) the driver joins it as it is. O
 a local cluster of its own: a bare `ray.init()` might attach to somebody else's. A local cluster is
 given more logical CPUs than the machine has cores, because samplers, trainer and stream take turns
 on a laptop and would otherwise wait for each other's reservations for ever.
+
+The terminal shows the run: what Ray, the engines and the trainer have to say is in files under
+`log_folder()`, which every error that passes `naming_logs` points to.
 """
 
 import logging
 import os
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from rft_ray.config import cluster_address
 
@@ -17,8 +26,11 @@ LOCAL_LOGICAL_CPUS = 16
 START_ATTEMPTS = 3
 
 
-def start_ray() -> None:
-    """Connect this process to Ray; a second call in the same process changes nothing."""
+def start_ray(job: str = "rft-ray") -> None:
+    """Connect this process to Ray; a second call in the same process changes nothing.
+
+    `job` is the name of the driver's job in Ray's pages; a submitted job has its own already.
+    """
     if cluster_address() is None:
         # Otherwise a local cluster listens on the machine's public address; Ray reads this name,
         # which speaks of other systems, when it is imported.
@@ -33,23 +45,27 @@ def start_ray() -> None:
     if ray.is_initialized():
         return
     _keep_engines_off_the_terminal()
+    settings = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "job_config": ray.job_config.JobConfig(metadata={"job_name": job}),
+    }
     if address := cluster_address():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with stderr_held_back():
+            ray.init(address=address, **settings)
     else:
-        _start_local(ray)
+        _start_local(ray, settings)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
-def _start_local(ray: ModuleType) -> None:
+def _start_local(ray: ModuleType, settings: dict[str, Any]) -> None:
+    num_cpus = max(LOCAL_LOGICAL_CPUS, os.cpu_count() or 1)
     for attempt in range(START_ATTEMPTS):
         try:
-            ray.init(
-                address="local",
-                num_cpus=max(LOCAL_LOGICAL_CPUS, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with stderr_held_back():
+                ray.init(
+                    address="local", num_cpus=num_cpus, include_dashboard=False, **settings
+                )
             return
         except Exception as error:
             # Ray gives its processes 30 seconds to come up, which a busy machine may not manage;
@@ -57,6 +73,45 @@ def _start_local(ray: ModuleType) -> None:
             if "timed out during startup" not in str(error) or attempt == START_ATTEMPTS - 1:
                 raise
             ray.shutdown()
+
+
+@contextmanager
+def stderr_held_back() -> Iterator[None]:
+    """What is written to file descriptor 2 in the block is shown only where the block raises.
+
+    Ray's C++ side says there which log level it was given, before it takes it to heart.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(terminal, held.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def log_folder() -> Path:
+    """Where Ray's processes of this node write: `worker-*.err`, `serve/`, `train/`, `ray-data/`."""
+    from ray._private import worker
+
+    return Path(worker._global_node.get_logs_dir_path())
+
+
+@contextmanager
+def naming_logs() -> Iterator[None]:
+    """Whatever the block raises is told where the logs are."""
+    folder = log_folder()
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"logs of Ray, the engines and the trainer, on each node: {folder}")
+        raise
 
 
 def _keep_engines_off_the_terminal() -> None:

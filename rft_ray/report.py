@@ -21,6 +21,7 @@ import yaml
 from rft_ray.errors import InputError
 from rft_ray.evaluation_report import evaluation_report
 from rft_ray.example_report import example_problems
+from rft_ray.online_phases import idle_shares, online_phases
 from rft_ray.online_report import last_steps, online_report
 from rft_ray.page import Html, Line, join, number, page, round_of, show, show_interval, table, tag
 from rft_ray.rollout_report import path_curves, rollout_statistics
@@ -79,7 +80,7 @@ def write_report(run_dir: str) -> str:
         _section("Distinct paths against samples", _path_curves(run)),
         _section("Training", training_jobs(steps, examples) if steps else ""),
         _section("Weight refreshes", refreshes(run.lines("refresh"))),
-        _section("Where the time went", phases(run.lines("phase"))),
+        _section("Where the time went", _phases(run)),
         _section("Example problems", example_problems(run.rollouts)),
         _configuration(run),
     )
@@ -243,6 +244,12 @@ def _evaluation(run: Run) -> Html:
 def _online(run: Run) -> Html:
     identity = ("model", "stage", "round", "problem_set", "metric", "step")
     return online_report(run.lines("online_step"), run.lines("evaluation", *identity), run.online)
+
+
+def _phases(run: Run) -> Html:
+    steps = run.lines("online_step")
+    found = phases(run.lines("phase") + online_phases(steps))
+    return join([idle_shares(steps), found]) if found else found
 
 
 def _counts(run: Run) -> Html:

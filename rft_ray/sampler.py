@@ -32,6 +32,10 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 
 from rft_ray.config import SamplerConfig
+from rft_ray.engine_logs import naming_engine_logs
+from rft_ray.ray_metrics import Meter
+from rft_ray.ray_session import log_folder
+from rft_ray.replica_meter import ReplicaMeter
 from rft_ray.sampling import (
     LIVE,
     ParityError,
@@ -72,6 +76,8 @@ class LiveRefresh:
     patience_s: float
     """How long the trainer may take until it calls again."""
     watchdog: asyncio.TimerHandle | None = None
+    drain_seconds: float = 0.0
+    transfer_seconds: float = 0.0
 
 
 class NothingToDownload(CallbackBase):
@@ -97,6 +103,7 @@ class Sampler(LLMServer):
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._meter = ReplicaMeter(Meter(policy=llm_config.model_id, replica=_replica_id()))
 
     async def sample(
         self, prompt_ids: list[int], weights: Weights, sampling: dict[str, Any], seed: int
@@ -112,8 +119,11 @@ class Sampler(LLMServer):
             detokenize=bool(sampling.get("stop")),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        async with self._holding(weights) as held:
-            final = await self._run(prompt_ids, params)
+        with self._meter.request() as start:
+            async with self._holding(weights) as held:
+                start()
+                final = await self._run(prompt_ids, params)
+        self._meter.sampled(sum(len(output.token_ids) for output in final.outputs))
         return SampledTokens(
             token_ids=np.concatenate([np.asarray(o.token_ids, np.int32) for o in final.outputs]),
             lengths=np.asarray([len(o.token_ids) for o in final.outputs], np.int32),
@@ -169,14 +179,16 @@ class Sampler(LLMServer):
         """
         if group_id != self._group_id:
             return None
+        asked = time.perf_counter()
         async with asyncio.timeout(drain_s):
             await self._refreshing.acquire()
-        self._live_refresh = live = LiveRefresh(time.perf_counter(), patience_s)
+        self._live_refresh = live = LiveRefresh(asked, patience_s)
         async with self._leading(drain_s + patience_s):
             if in_flight == "wait":
                 async with asyncio.timeout(drain_s):
                     await self._idle.wait()
-            live.started = time.perf_counter()
+            now = time.perf_counter()
+            live.drain_seconds, live.started = now - live.started, now
             self._weights = None
             await self._client.pause_generation(mode=in_flight, clear_cache=True)
             await self._client.start_weight_update()
@@ -190,8 +202,10 @@ class Sampler(LLMServer):
 
         if group_id != self._group_id:
             return None
+        live, started = self._live_refresh, time.perf_counter()
         async with self._leading(limit_s):
             await self._client.update_weights(WeightTransferUpdateRequest({"buckets": buckets}))
+            live.transfer_seconds = time.perf_counter() - started
         return True
 
     async def finish_refresh(
@@ -214,7 +228,10 @@ class Sampler(LLMServer):
         self._end_live_refresh()
         self._live_came.set()
         self._live_came = asyncio.Event()
-        return RefreshReport(seconds, num_bytes, difference)
+        parts = live.drain_seconds, live.transfer_seconds
+        report = RefreshReport(seconds, num_bytes, difference, *parts)
+        self._meter.refreshed(report, version)
+        return report
 
     async def abandon_refresh(self, group_id: str) -> bool | None:
         """End a refresh that failed elsewhere; the replica serves nothing until the next one."""
@@ -323,6 +340,7 @@ class Sampler(LLMServer):
     async def _refresh(self, weights: Weights) -> RefreshReport:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
+        asked = time.perf_counter()
         await self._idle.wait()
         started = time.perf_counter()
         client = self._client
@@ -332,7 +350,9 @@ class Sampler(LLMServer):
         await client.pause_generation(mode="wait", clear_cache=True)
         try:
             await client.start_weight_update()
+            loading = time.perf_counter()
             await client.update_weights(WeightTransferUpdateRequest({"path": weights.path}))
+            transfer = time.perf_counter() - loading
             await client.finish_weight_update(weight_version=str(weights.version))
             await client.reset_prefix_cache()
         finally:
@@ -341,7 +361,9 @@ class Sampler(LLMServer):
         difference = await self._check_parity(Path(weights.path))
         self._weights = weights
         size = sum(file.stat().st_size for file in Path(weights.path).glob("*.safetensors"))
-        return RefreshReport(seconds, size, difference)
+        report = RefreshReport(seconds, size, difference, started - asked, transfer)
+        self._meter.refreshed(report, weights.version)
+        return report
 
     async def _check_parity(self, folder: Path) -> float | None:
         """Largest difference to the trainer's log-probabilities; None where it left none."""
@@ -445,7 +467,8 @@ def deployed_samplers(
         for name, (model, config) in models.items()
     ]
     try:
-        serve.run_many(targets)
+        with naming_engine_logs(log_folder()):
+            serve.run_many(targets)
         yield {name: serve.get_app_handle(application_name(run_id, name)) for name in models}
     finally:
         _delete_applications(run_id)

@@ -16,6 +16,7 @@ import numpy as np
 
 from rft_ray.config import SamplingConfig
 from rft_ray.prompts import Prompt
+from rft_ray.ray_metrics import Meter
 from rft_ray.types import Group, Problem, Rollout
 
 RETRY_SECONDS = (1, 2, 5, 10, 20, 40, 60, 60, 60, 60)
@@ -43,6 +44,22 @@ class RefreshReport:
     seconds: float
     num_bytes: int
     parity_max_abs_diff: float | None
+    drain_seconds: float = 0.0
+    """Before the pause: waiting for the requests in flight."""
+    transfer_seconds: float = 0.0
+    """Of the pause: receiving (or reading) and loading the weights."""
+
+
+def refresh_facts(reports: list[RefreshReport]) -> dict[str, Any]:
+    """What the replicas' reports say in a `refresh` line of the metrics."""
+    checked = [r.parity_max_abs_diff for r in reports if r.parity_max_abs_diff is not None]
+    return {
+        "drain_seconds": max(report.drain_seconds for report in reports),
+        "transfer_seconds": max(report.transfer_seconds for report in reports),
+        "bytes": sum(report.num_bytes for report in reports),
+        "replicas": len(reports),
+        "parity_max_abs_diff": max(checked) if checked else None,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +170,23 @@ class GroupSampler:
         self.plan = plan
         self.handles = {p.name: serve.get_app_handle(p.application) for p in plan.policies}
         self.tokenizers = {p.name: load_tokenizer(p.tokenizer) for p in plan.policies}
+        self._meter = Meter()
+        self._in_flight = 0
 
     async def sample(self, problem: Problem) -> Group:
         """The problem's rollouts, policy after policy; none from a policy it is too long for."""
-        per_policy = await asyncio.gather(
-            *(self._sample_policy(problem, policy) for policy in self.plan.policies)
-        )
+        self._count(1)
+        try:
+            per_policy = await asyncio.gather(
+                *(self._sample_policy(problem, policy) for policy in self.plan.policies)
+            )
+        finally:
+            self._count(-1)
         return Group(problem, [rollout for rollouts in per_policy for rollout in rollouts])
+
+    def _count(self, change: int) -> None:
+        self._in_flight += change
+        self._meter.record([("rft_groups_in_flight", float(self._in_flight), {})])
 
     async def _sample_policy(self, problem: Problem, policy: Policy) -> list[Rollout]:
         tokenizer = self.tokenizers[policy.name]

@@ -14,6 +14,7 @@ from typing import Any
 from rft_ray.evaluation import sample_all
 from rft_ray.filters import filter_groups
 from rft_ray.problem_slices import problem_slice
+from rft_ray.ray_metrics import Meter, verdict_points
 from rft_ray.records import read_groups, write_groups
 from rft_ray.sampling import LIVE, SamplingPlan, Weights, request_seed, sampling_params
 from rft_ray.selection import path_key, select_group
@@ -36,6 +37,7 @@ class SliceSampler:
         self._samplers = samplers
         self._checkpoints = checkpoints
         self._verifier = verifier
+        self._meter = Meter()
         live = study.config.own_policy
         assert live is not None  # RunConfig demands it
         self._live = live.name
@@ -47,6 +49,7 @@ class SliceSampler:
         sampled = self._sampled(step)
         sampled_at = time.perf_counter()
         graded = [select_group(g, rule) for g in self._verifier.verify_groups(sampled)]
+        self._meter.record(verdict_points(graded))
         _write(self._study.run.round(0).selected / _file_name(step), graded)
         kept, dropped = filter_groups(graded, online.filters)
         facts = {

@@ -10,6 +10,7 @@ This is the only file that knows Ray Data; the work itself is in `sampler.py`, `
 import asyncio
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from rft_ray.config import SelectionConfig, VerifierConfig
 from rft_ray.pool import Pool
+from rft_ray.ray_metrics import Meter, verdict_points
 from rft_ray.records import GROUP_SCHEMA, group_to_row, row_to_group
 from rft_ray.sampling import GroupSampler, SamplingPlan
 from rft_ray.selection import round_statistics, select_group
@@ -89,9 +91,12 @@ class VerifyGroups:
 
     def __init__(self, config: VerifierConfig) -> None:
         self.verifier = Verifier(config)
+        self.meter = Meter()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return groups_to_table(self.verifier.verify_groups(table_to_groups(table)))
+        groups = self.verifier.verify_groups(table_to_groups(table))
+        self.meter.record(verdict_points(groups))
+        return groups_to_table(groups)
 
 
 def verify_groups(groups: Dataset, config: VerifierConfig) -> Dataset:
@@ -138,11 +143,12 @@ def join_group(earlier: Group | None, group: Group) -> Group:
 def select_groups(groups: Dataset, config: SelectionConfig) -> Dataset:
     """Lazily, the same groups with `selected` filled in; a pure function of each group."""
 
-    def select_table(table: pa.Table) -> pa.Table:
+    # Ray Data's pages name a stage after its class or function.
+    def select_diverse(table: pa.Table) -> pa.Table:
         return groups_to_table(select_group(g, config.rule) for g in table_to_groups(table))
 
     return groups.map_batches(
-        select_table, batch_size=None, batch_format="pyarrow", num_cpus=STAGE_CPUS
+        select_diverse, batch_size=None, batch_format="pyarrow", num_cpus=STAGE_CPUS
     )
 
 
@@ -153,7 +159,7 @@ def write_groups(groups: Dataset, folder: str, round: int = 0) -> Iterator[dict[
     retried: a file's name depends on its groups only.
     """
 
-    def write_block(table: pa.Table) -> dict[str, list[Any]]:
+    def write_files(table: pa.Table) -> dict[str, list[Any]]:
         chosen = table_to_groups(table)
         if chosen:
             stem = _file_stem([group.problem for group in chosen])
@@ -161,10 +167,19 @@ def write_groups(groups: Dataset, folder: str, round: int = 0) -> Iterator[dict[
         return {"statistics": [round_statistics(group, round) for group in chosen]}
 
     written = groups.map_batches(
-        write_block, batch_size=None, batch_format="pyarrow", num_cpus=STAGE_CPUS
+        write_files, batch_size=None, batch_format="pyarrow", num_cpus=STAGE_CPUS
     )
+    written.set_name(stream_name(Path(folder)))
     for row in written.iter_rows():
         yield row["statistics"]
+
+
+def stream_name(folder: Path) -> str:
+    """What Ray Data's pages and log files call the stream into a folder.
+
+    runs/a/round-000/selected.partial -> round-000-selected
+    """
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{folder.parent.name}-{folder.stem}").strip("-")
 
 
 def read_groups_dataset(folder: str) -> Dataset:

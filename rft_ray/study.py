@@ -26,7 +26,7 @@ from rft_ray.models import find_folder, resolve_model
 from rft_ray.problems import load_problems
 from rft_ray.prompts import Prompt, make_prompt
 from rft_ray.run_dir import RunDir, keep_problems, open_run_dir
-from rft_ray.sampling import Policy, Weights
+from rft_ray.sampling import Policy, Weights, refresh_facts
 from rft_ray.types import Problem
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Samplers:
 @contextmanager
 def open_study(config: RunConfig) -> Iterator[Study]:
     """The run's folder, problems and Ray session; wrong input is found before anything heavy."""
-    from rft_ray.ray_session import start_ray, stop_ray
+    from rft_ray.ray_session import naming_logs, start_ray, stop_ray
     from rft_ray.trackers import tracking
 
     problems = {name: load_problems(chosen) for name, chosen in problem_sets(config).items()}
@@ -144,9 +144,10 @@ def open_study(config: RunConfig) -> Iterator[Study]:
             say(f"warning: {count} of the {name} problems are in the training set")
         models = load_models(config, run, prompts)
         with tracking(config.trackers, run.path, config.model_dump(mode="json")):
-            start_ray()
+            start_ray(job=f"rft-ray {run.path.name}")
             try:
-                yield Study(config, run, problems, models)
+                with naming_logs():
+                    yield Study(config, run, problems, models)
             finally:
                 stop_ray()
 
@@ -249,14 +250,11 @@ def refresh(study: Study, samplers: Samplers, name: str, weights: Weights) -> No
 
     sampler = samplers.serving[name]
     reports = refresh_sampler(samplers.handles[sampler], weights)
-    checked = [r.parity_max_abs_diff for r in reports if r.parity_max_abs_diff is not None]
     study.run.log(
         "refresh",
         sampler=sampler,
         model=name,
         step=weights.version,
         seconds=max(report.seconds for report in reports),
-        bytes=sum(report.num_bytes for report in reports),
-        replicas=len(reports),
-        parity_max_abs_diff=max(checked) if checked else None,
+        **refresh_facts(reports),
     )

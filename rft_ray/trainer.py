@@ -30,7 +30,9 @@ from rft_ray.packing import (
     pack_batch,
     plan_steps,
 )
+from rft_ray.ray_metrics import Meter, line_points
 from rft_ray.run_dir import read_metrics
+from rft_ray.utilisation import Utilisation
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -67,6 +69,8 @@ class StepBatch:
     tokens: int
     examples: int
     fill: float
+    all_tokens: int = 0
+    """Those of prompts included."""
 
 
 def run_training(job: TrainingJob, trainer: TrainerConfig) -> list[str]:
@@ -78,7 +82,7 @@ def run_training(job: TrainingJob, trainer: TrainerConfig) -> list[str]:
     if not os.path.isdir(output_dir):
         _refuse_bad_input(job)
         settings = {"job": job, "trainer": trainer}
-        failure = fit(train_loop, settings, trainer, output_dir)
+        failure = fit(train_loop, settings, run_name(job.name, trainer), output_dir)
         if failure:
             raise FloatingPointError(f"training {job.name} stopped: {failure}")
     # The export is complete: the checkpoints have nothing left to protect.
@@ -102,14 +106,18 @@ def _refuse_bad_input(job: TrainingJob) -> None:
 def fit(
     loop: Callable[[dict[str, Any]], str | None],
     settings: dict[str, Any],
-    trainer: TrainerConfig,
+    name: str,
     output_dir: str,
 ) -> str | None:
-    """Run a loop on all ranks with these settings; what it returned on rank 0."""
+    """Run a loop on all ranks with these settings; what it returned on rank 0.
+
+    `settings["trainer"]` says where the ranks are; Ray's pages show the run's name.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
+    trainer: TrainerConfig = settings["trainer"]
     # Ray Train reads these in the driver and hands them on to its controller and workers. The last
     # is how often it looks whether the workers are done or dead: two seconds unless told.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(trainer.start_timeout_s)
@@ -129,7 +137,7 @@ def fit(
             num_workers=trainer.num_workers, use_gpu=on_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=run_name(trainer),
+            name=name,
             storage_path=f"{output_dir}.train",
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
@@ -139,9 +147,9 @@ def fit(
     return result.return_value
 
 
-def run_name(trainer: TrainerConfig) -> str:
+def run_name(job: str, trainer: TrainerConfig) -> str:
     """A checkpoint fits only the sharding that wrote it: under another one, steps are redone."""
-    return f"zero{trainer.zero_stage}-{trainer.dtype}-{trainer.num_workers}-ranks"
+    return f"{job}-zero{trainer.zero_stage}-{trainer.dtype}-{trainer.num_workers}-ranks"
 
 
 def train_loop(config: dict[str, Any]) -> str | None:
@@ -165,7 +173,8 @@ def train_loop(config: dict[str, Any]) -> str | None:
     probes = probe_sequences(columns)
     engine = build_engine(job.model, recipe, trainer)
     steps_done = load_checkpoint(engine)
-    metrics = StepMetrics(job, plan.num_steps) if rank == 0 else None
+    use = Utilisation.of(job.model, trainer)
+    metrics = StepMetrics(job, plan.num_steps, use) if rank == 0 else None
 
     for batch in planned_batches(plan, columns, rank, first_step=steps_done + 1):
         step, started = batch.step, time.perf_counter()
@@ -182,7 +191,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
             folder = f"{output_dir}.steps/step-{step:06d}"
             export_model(engine, job.model, folder, probes, step)
         if step < plan.num_steps and is_due(step, trainer.checkpoint_every):
-            folder = f"{output_dir}.train/{run_name(trainer)}/step-{step:06d}"
+            folder = f"{output_dir}.train/{run_name(job.name, trainer)}/step-{step:06d}"
             report_checkpoint(engine, folder, step)
     return None
 
@@ -229,6 +238,7 @@ def step_batch(
         tokens=int(columns.loss_tokens[step.example_ids].sum()),
         examples=len(step.example_ids),
         fill=step.fill,
+        all_tokens=int(columns.lengths[step.example_ids].sum()),
     )
 
 
@@ -285,13 +295,17 @@ def train_step(
 
 
 class StepMetrics:
-    """Appends a line per step to the run's metrics.jsonl; held by rank 0.
+    """Appends a line per step to the run's metrics.jsonl, and to Ray's metrics; held by rank 0.
 
     A step done again after a crash gives the same numbers, so its line is not written twice. The
     file is never rewritten, because the driver appends to it too.
     """
 
-    def __init__(self, job: TrainingJob, total_steps: int) -> None:
+    def __init__(
+        self, job: TrainingJob, total_steps: int, use: Utilisation | None = None
+    ) -> None:
+        self._use = use
+        self._meter = Meter()
         self._path = Path(job.metrics_path)
         self._labels = {"kind": "train_step", "job": job.name, "round": job.round}
         self._total_steps = total_steps
@@ -320,8 +334,10 @@ class StepMetrics:
             "examples": batch.examples,
             "fill": batch.fill,
             "seconds": seconds,
+            "mfu": self._use.share(batch.all_tokens, seconds) if self._use else None,
         }
         self._write(json.dumps(line) + "\n")
+        self._meter.record(line_points(line))
 
     def _write(self, text: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:

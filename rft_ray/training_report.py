@@ -78,8 +78,8 @@ def refreshes(lines: list[Line]) -> Html:
     samplers: dict[str, list[Line]] = {}
     for line in lines:
         samplers.setdefault(str(line.get("sampler")), []).append(line)
-    headers = ("sampler", "refreshes", "replicas", "median seconds", "slowest", "MB read",
-               "parity checked", "worst parity difference")  # fmt: skip
+    headers = ("sampler", "refreshes", "replicas", "median seconds", "slowest", "drain",
+               "transfer", "MB read", "parity checked", "worst parity difference")  # fmt: skip
     rows = []
     for sampler, own in samplers.items():
         seconds, parity = numbers(own, "seconds"), numbers(own, "parity_max_abs_diff")
@@ -88,8 +88,10 @@ def refreshes(lines: list[Line]) -> Html:
                 sampler,
                 len(own),
                 show(own[-1], "replicas", "{:.0f}"),
-                f"{median(seconds):.3f}" if seconds else "\u2013",
+                _median(seconds),
                 f"{max(seconds):.3f}" if seconds else "\u2013",
+                _median(numbers(own, "drain_seconds")),
+                _median(numbers(own, "transfer_seconds")),
                 f"{sum(numbers(own, 'bytes')) / 1e6:,.1f}",
                 f"{len(parity)} of {len(own)}",
                 f"{max(parity):.2g}" if parity else "not checked",
@@ -97,8 +99,10 @@ def refreshes(lines: list[Line]) -> Html:
         )
     note = (
         "New weights put into running engines, over all attempts of the run. Seconds count from "
-        "pause to resume. The parity difference is the largest difference between the sampler's "
-        "log-probabilities and those the trainer left beside the checkpoint."
+        "pause to resume; before the pause, the requests in flight are waited for (drain, median), "
+        "and within it weights are received and loaded (transfer, median). The parity "
+        "difference is the largest difference between the sampler's log-probabilities and those "
+        "the trainer left beside the checkpoint."
     )
     pauses = numbers(lines, "pause_seconds")
     if pauses:
@@ -108,6 +112,10 @@ def refreshes(lines: list[Line]) -> Html:
             "compares with its own log-probabilities."
         )
     return join([tag("p", note, class_="note"), table(headers, rows)])
+
+
+def _median(values: list[float]) -> str:
+    return f"{median(values):.3f}" if values else "\u2013"
 
 
 def phases(lines: list[Line]) -> Html:

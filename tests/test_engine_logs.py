@@ -1,0 +1,42 @@
+"""Which log files a failed start points to. Run: pytest tests/test_engine_logs.py"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rft_ray.engine_logs import complaints, naming_engine_logs
+
+
+def write_log(folder: Path, name: str, text: str, changed: float) -> Path:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (changed, changed))
+    return path
+
+
+def test_the_newest_complaints_come_first_and_old_or_quiet_files_not_at_all(
+    tmp_path: Path,
+) -> None:
+    write_log(tmp_path, "worker-a.err", "ValueError: of yesterday", 50)
+    write_log(tmp_path, "worker-b.err", "Loading weights", 200)
+    write_log(tmp_path, "gcs_server.out", "ERROR of somebody else", 200)
+    engine = write_log(tmp_path, "worker-c.err", "(EngineCore) ERROR: no such model", 150)
+    replica = write_log(tmp_path, "serve/replica_x.log", "Traceback (most recent call last)", 160)
+    assert complaints(tmp_path, since=100) == [replica, engine]
+
+
+def test_an_error_is_told_the_file(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="deploying failed") as raised:  # noqa: SIM117
+        with naming_engine_logs(tmp_path):
+            # the clock of files may lag behind that of processes
+            path = write_log(tmp_path, "worker-c.out", "OSError: no such model", 2**33)
+            raise RuntimeError("deploying failed")
+    assert raised.value.__notes__ == [f"engine log: {path}"]
+
+
+def test_without_a_file_the_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as raised, naming_engine_logs(tmp_path):
+        raise RuntimeError("deploying failed")
+    assert str(tmp_path) in raised.value.__notes__[0]
