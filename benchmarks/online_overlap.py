@@ -11,8 +11,6 @@ measured them.
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -89,7 +87,7 @@ def report(
     alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], steps: int
 ) -> None:
     """The table, the result file and the JSON line."""
-    from rft_ray.run_dir import installed_versions
+    from rft_ray.benchmark_summary import finish
 
     alone = parts(alternating)
     ideals = {
@@ -113,16 +111,7 @@ def report(
             {"what": f"staleness {staleness}", "ours": ours, "rival": what, "rival_value": ideal,
              "ratio": ideal / ours, "goal": GOALS[staleness], "unit": "s"}
         )  # fmt: skip
-    summary = {
-        "name": "online_overlap",
-        "results": results,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": installed_versions(),
-    }
-    path = Path(__file__).parent / "results" / "online_overlap.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary))
+    finish(__file__, results)
 
 
 if __name__ == "__main__":

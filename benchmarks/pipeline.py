@@ -10,9 +10,7 @@ ratio of 1 says that rollouts/s did not fall; two policies have an engine and a 
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -145,7 +143,7 @@ def report(
     phases: dict[str, float], rates: dict[str, list[float]], size: tuple[int, int, int]
 ) -> None:
     """The phases and the growth as tables, a result file, and the JSON line."""
-    from rft_ray.run_dir import installed_versions
+    from rft_ray.benchmark_summary import finish
 
     print(f"1x: {size[0]} problems, k = {size[1]}, two policies; {size[2]} repeats")
     for name, seconds in phases.items():
@@ -168,16 +166,7 @@ def report(
             {"what": f"rollouts/s, {label}", "ours": mine, "rival": f"the same, {rival}",
              "rival_value": theirs, "ratio": mine / theirs, "goal": 0.95, "unit": "rollouts/s"}
         )  # fmt: skip
-    summary = {
-        "name": "pipeline",
-        "results": results,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": installed_versions(),
-    }
-    path = Path(__file__).parent / "results" / "pipeline.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary))
+    finish(__file__, results)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ inside ours, and its share is printed. Info rows: memory of the driver and of th
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -175,7 +174,7 @@ def resident_megabytes() -> dict[str, float]:
 
 def report(ours: dict[str, Any], bare: dict[str, Any], problems: int) -> None:
     """A small table and, last, the JSON line of the benchmark contract."""
-    from rft_ray.run_dir import installed_versions
+    from rft_ray.benchmark_summary import finish
 
     mine, theirs = (statistics.median(side["tokens_per_s"]) for side in (ours, bare))
     spread = [a / b for a in ours["tokens_per_s"] for b in bare["tokens_per_s"]]
@@ -210,17 +209,7 @@ def report(ours: dict[str, Any], bare: dict[str, Any], problems: int) -> None:
                 "info": True,
             }
         )
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    summary = {
-        "name": "sampling",
-        "results": results,
-        "machine": machine,
-        "versions": installed_versions(),
-    }
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "sampling.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary))
+    finish(__file__, results)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ rows: pause to resume, and the parity of log-probabilities after the last refres
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -252,7 +250,7 @@ def take_turns(
 
 def report(seconds: dict[str, list[float]], facts: dict[str, float]) -> None:
     """A small table and, last, the JSON line of the benchmark contract."""
-    from rft_ray.run_dir import installed_versions
+    from rft_ray.benchmark_summary import finish
 
     middle = {name: statistics.median(own) for name, own in seconds.items()}
     megabytes = facts["megabytes"]
@@ -286,16 +284,7 @@ def report(seconds: dict[str, list[float]], facts: dict[str, float]) -> None:
     for own in results:
         print(f"{own['what']:16} {own['ratio']:.2f} of {own['rival']}, goal {own['goal']}")
     print(f"parity after the last refresh: {facts['parity']:.3g} nats at most")
-    write_summary(
-        {
-            "name": "weight_refresh",
-            "results": results,
-            "seconds": middle,
-            "parity_max_abs_diff": facts["parity"],
-            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-            "versions": installed_versions(),
-        }
-    )
+    finish(__file__, results, seconds=middle, parity_max_abs_diff=facts["parity"])
 
 
 def row(
@@ -311,14 +300,6 @@ def row(
         "goal": goal,
         "unit": unit,
     }
-
-
-def write_summary(summary: dict[str, Any]) -> None:
-    """The file beside the others, and the last line of output."""
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "weight_refresh.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -64,36 +64,36 @@ METRICS = {
     "rft_accepted_rollouts": Metric(
         "counter", "Graded rollouts that may be learned from.", "rollouts", ("policy",),
         "verifying stage; online: driver"),
-    "rft_step": Metric("gauge", "Last step done.", "step", ("job",), "trainer rank 0"),
-    "rft_loss": Metric("gauge", "Loss of the last step.", "nats", ("job",), "trainer rank 0"),
+    "rft_step": Metric("gauge", "Last step done.", "step", ("training",), "trainer rank 0"),
+    "rft_loss": Metric("gauge", "Loss of the last step.", "nats", ("training",), "trainer rank 0"),
     "rft_grad_norm": Metric(
-        "gauge", "Norm of the gradient before clipping.", "", ("job",), "trainer rank 0"),
+        "gauge", "Norm of the gradient before clipping.", "", ("training",), "trainer rank 0"),
     "rft_trained_tokens": Metric(
         "counter", "Tokens learned from, once a step however many updates it has.", "tokens",
-        ("job",), "trainer rank 0"),
+        ("training",), "trainer rank 0"),
     "rft_batch_fill": Metric(
-        "gauge", "Share of the computed token positions that hold a token.", "share", ("job",),
+        "gauge", "Share of the computed token positions that hold a token.", "share", ("training",),
         "trainer rank 0"),
     "rft_mfu": Metric(
         "gauge", "Share of the devices' peak that training achieves, where the peak is known.",
-        "share", ("job",), "trainer rank 0"),
+        "share", ("training",), "trainer rank 0"),
     "rft_step_seconds": Metric(
         "histogram", "Parts of a step: " + ", ".join(PARTS) + "; offline: train alone.",
-        "seconds", ("job", "part"), "trainer rank 0"),
+        "seconds", ("training", "part"), "trainer rank 0"),
     "rft_accepted_share": Metric(
-        "gauge", "Share of the online step's rollouts that were accepted.", "share", ("job",),
+        "gauge", "Share of the online step's rollouts that were accepted.", "share", ("training",),
         "trainer rank 0"),
     "rft_reward": Metric(
-        "gauge", "Mean reward of the online step's rollouts.", "", ("job",), "trainer rank 0"),
+        "gauge", "Mean reward of the online step's rollouts.", "", ("training",), "trainer rank 0"),
     "rft_entropy": Metric(
-        "gauge", "Entropy of the policy at the tokens trained on.", "nats a token", ("job",),
+        "gauge", "Entropy of the policy at the tokens trained on.", "nats a token", ("training",),
         "trainer rank 0"),
     "rft_staleness_max": Metric(
-        "gauge", "Age of the online step's oldest rollout.", "steps", ("job",),
+        "gauge", "Age of the online step's oldest rollout.", "steps", ("training",),
         "trainer rank 0"),
     "rft_dropped": Metric(
         "counter", "Groups and rollouts that an online step left out, by reason.", "",
-        ("job", "reason"), "trainer rank 0"),
+        ("training", "reason"), "trainer rank 0"),
     "rft_benchmark": Metric(
         "gauge", "A benchmark's figures: ours, the rival's (rival), their ratio and the goal.",
         "", ("benchmark", "what", "unit", "figure"), "actor `benchmark-figures`"),
@@ -149,8 +149,11 @@ def line_points(line: dict[str, Any]) -> list[Point]:
         points = [*_training_points(line), *_online_points(line)]
     else:
         return []
-    job = {"job": str(line.get("job", ONLINE_JOB))}
-    return [(name, float(value), job | tags) for name, value, tags in points if value is not None]
+    # Prometheus has a label `job` of its own.
+    training = {"training": str(line.get("job", ONLINE_JOB))}
+    return [
+        (name, float(value), training | tags) for name, value, tags in points if value is not None
+    ]
 
 
 def _training_points(line: dict[str, Any]) -> list[tuple[str, float | None, dict[str, str]]]:

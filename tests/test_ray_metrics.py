@@ -39,7 +39,7 @@ GROUP = Group(
 
 
 def test_an_online_step_has_a_point_for_each_number() -> None:
-    job = {"job": "online-target"}
+    job = {"training": "online-target"}
     assert line_points(STEP) == [
         ("rft_step", 3.0, job),
         ("rft_loss", 0.5, job),
@@ -62,7 +62,7 @@ def test_an_online_step_has_a_point_for_each_number() -> None:
 
 
 def test_a_training_step_has_a_point_for_each_number() -> None:
-    job = {"job": "sft-a"}
+    job = {"training": "sft-a"}
     assert line_points(TRAIN) == [
         ("rft_step", 7.0, job),
         ("rft_loss", 1.5, job),
@@ -94,6 +94,8 @@ def test_metrics_are_rays_own_with_these_names_and_tags(name: str) -> None:
     made, metric = make_metric(name), METRICS[name]
     assert (type(made).__name__.lower(), made.info["tag_keys"]) == (metric.kind, metric.tags)
     assert made.info["description"] == metric.what and metric.where
+    # what Prometheus itself puts on every series, and would rename ours for
+    assert not {"job", "instance"} & set(metric.tags)
 
 
 def test_every_point_has_a_name_and_the_tags_of_the_list() -> None:
@@ -105,7 +107,8 @@ def test_ray_takes_every_point() -> None:
     meter = pickle.loads(pickle.dumps(Meter()))
     # Ray itself refuses a wrong tag, a missing one, and a counter that does not grow.
     meter.record(points_of_all())
-    meter.record([("rft_loss", float("nan"), {"job": "a"}), ("rft_loss", 1.0, {"job": "a"})])
+    tags = {"training": "a"}
+    meter.record([("rft_loss", float("nan"), tags), ("rft_loss", 1.0, tags)])
 
 
 def test_a_meters_own_tags_go_with_every_point() -> None:
@@ -141,7 +144,7 @@ def test_the_numbers_arrive_where_ray_exports_them(ray_session: None) -> None:
     node = ray.nodes()[0]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = {
-        ("ray_rft_accepted_share{", 'job="online-target"', 0.25),
+        ("ray_rft_accepted_share{", 'training="online-target"', 0.25),
         ("ray_rft_verdicts_total{", 'verdict="wrong"', 1.0),
         ("ray_rft_step_seconds_count{", 'part="train"', 2.0),
         ("ray_rft_trained_tokens_total{", "", 800.0),

@@ -1,0 +1,39 @@
+"""How benchmarks end. Run: pytest tests/test_benchmark_summary.py"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rft_ray.benchmark_summary import FigureHolder, figure_points, finish
+from rft_ray.ray_metrics import METRICS
+
+ROW = {"what": "speed", "ours": 3.0, "rival": "them", "rival_value": 2, "ratio": 1.5, "goal": 1.0,
+       "unit": "tokens/s"}  # fmt: skip
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_the_last_line_and_the_result_file_are_the_same_summary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    finish(str(tmp_path / "speed.py"), [ROW], note="more")
+    summary = json.loads(capsys.readouterr().out)
+    assert summary == json.loads((tmp_path / "results" / "speed.json").read_text())
+    assert summary.keys() == {"name", "results", "note", "machine", "versions"}
+    assert (summary["name"], summary["results"]) == ("speed", [ROW])
+    assert "cores" in summary["machine"] and "python" in summary["versions"]
+
+
+def test_a_row_is_four_figures_with_the_tags_of_the_metric() -> None:
+    points = figure_points({"name": "speed", "results": [ROW]})
+    assert {tags["figure"]: value for _, value, tags in points} == {
+        "ours": 3.0, "rival": 2.0, "ratio": 1.5, "goal": 1.0
+    }  # fmt: skip
+    assert all(tags.keys() == set(METRICS[name].tags) for name, _, tags in points)
+    FigureHolder().hold(points)
+
+
+@pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_ends_in_this_way(script: Path) -> None:
+    assert "finish(__file__, results" in script.read_text()
