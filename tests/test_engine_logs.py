@@ -1,11 +1,13 @@
 """Which log files a failed start points to. Run: pytest tests/test_engine_logs.py"""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rft_ray.engine_logs import complaints, naming_engine_logs
+from tests.conftest import BASES
 
 
 def write_log(folder: Path, name: str, text: str, changed: float) -> Path:
@@ -40,3 +42,23 @@ def test_without_a_file_the_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as raised, naming_engine_logs(tmp_path):
         raise RuntimeError("deploying failed")
     assert str(tmp_path) in raised.value.__notes__[0]
+
+
+@pytest.mark.engine
+@pytest.mark.faults
+def test_an_engine_that_cannot_start_is_explained_by_the_file_that_the_error_names(
+    ray_session: None, tmp_path: Path
+) -> None:
+    from rft_ray.config import SamplerConfig
+    from rft_ray.sampler import deployed_samplers
+
+    broken = shutil.copytree(BASES / "tied", tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"not tensors")
+    config = SamplerConfig(vllm={"dtype": "float32", "max_model_len": 64})
+    models = {"broken": (str(broken), config)}
+    with pytest.raises(Exception, match="broken") as raised:  # noqa: SIM117
+        with deployed_samplers(models, "torn", tolerance=1e-3):
+            pass
+    named = [note.removeprefix("engine log: ") for note in raised.value.__notes__]
+    assert named and all(Path(path).is_file() for path in named)
+    assert any("safetensor" in Path(path).read_text(errors="replace") for path in named)

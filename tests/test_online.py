@@ -167,6 +167,23 @@ def test_sampler_and_trainer_agree_on_log_probabilities(
             assert max(rollout.logprobs) <= 0
 
 
+def test_lines_say_where_the_time_of_a_step_and_of_a_refresh_went(
+    finished: tuple[Path, int, str],
+) -> None:
+    run_dir = finished[0]
+    steps = lines_of(run_dir, "online_step")
+    # only the step after an evaluation has waited for one
+    assert {row["step"] for row in steps if row["evaluate_seconds"] > 0} <= {7}
+    assert all(row["mfu"] is None and 0 < row["fill"] <= 1 for row in steps if row["examples"])
+    for row in lines_of(run_dir, "refresh"):
+        assert row["drain_seconds"] >= 0 and row["transfer_seconds"] > 0
+        if "pause_seconds" in row:
+            assert row["transfer_seconds"] < row["pause_seconds"] < row["seconds"]
+            assert row["drain_seconds"] + row["pause_seconds"] < row["seconds"]
+    text = (run_dir / "report.html").read_text()
+    assert "online wait for rollouts" in text and "of the online loop the trainer was idle" in text
+
+
 def test_results_are_there(finished: tuple[Path, int, str]) -> None:
     run_dir, _, output = finished
     rows = json.loads((run_dir / "round-000/evaluation.json").read_text())

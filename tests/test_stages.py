@@ -159,3 +159,11 @@ def request_seed_of(problem: Problem) -> int:
     from rft_ray.sampling import request_seed
 
     return request_seed(0, 0, "tied", problem.id)
+
+
+def test_a_stream_is_called_after_the_folder_it_fills() -> None:
+    from rft_ray.stages import stream_name
+
+    assert stream_name(Path("/runs/a/round-000/selected.partial")) == "round-000-selected"
+    # it becomes part of a log file's name
+    assert stream_name(Path("/runs/a b/scored x/sft.v1 2.partial")) == "scored-x-sft-v1-2"
