@@ -172,8 +172,8 @@ def test_lines_say_where_the_time_of_a_step_and_of_a_refresh_went(
 ) -> None:
     run_dir = finished[0]
     steps = lines_of(run_dir, "online_step")
-    # only the step after an evaluation has waited for one
-    assert {row["step"] for row in steps if row["evaluate_seconds"] > 0} <= {7}
+    # only a step after an evaluation has waited for one, or after a checkpoint where one was lost
+    assert {row["step"] for row in steps if row["evaluate_seconds"] > 0} <= {4, 7, 10}
     assert all(row["mfu"] is None and 0 < row["fill"] <= 1 for row in steps if row["examples"])
     for row in lines_of(run_dir, "refresh"):
         assert row["drain_seconds"] >= 0 and row["transfer_seconds"] > 0
