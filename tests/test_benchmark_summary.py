@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from rft_ray.benchmark_summary import FigureHolder, figure_points, finish
+from rft_ray.benchmark_summary import (
+    HOLDER,
+    NAMESPACE,
+    FigureHolder,
+    figure_points,
+    finish,
+    publish,
+)
 from rft_ray.ray_metrics import METRICS
+from tests.exported_metrics import wait_for_series
 
 ROW = {"what": "speed", "ours": 3.0, "rival": "them", "rival_value": 2, "ratio": 1.5, "goal": 1.0,
        "unit": "tokens/s"}  # fmt: skip
@@ -37,3 +45,20 @@ def test_a_row_is_four_figures_with_the_tags_of_the_metric() -> None:
 @pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_benchmark_ends_in_this_way(script: Path) -> None:
     assert "finish(__file__, results" in script.read_text()
+
+
+@pytest.mark.engine
+def test_figures_are_exported_after_the_benchmark_and_replaced_by_the_next(
+    ray_session: None,
+) -> None:
+    import ray
+
+    for ours in (3.0, 4.0):
+        publish({"name": "speed", "results": [{**ROW, "ours": ours}]})
+    wait_for_series(
+        {
+            ("ray_rft_benchmark", 'figure="ours"', 4.0),
+            ("ray_rft_benchmark", 'figure="ratio"', 1.5),
+        }
+    )
+    ray.kill(ray.get_actor(HOLDER, NAMESPACE))

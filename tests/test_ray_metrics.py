@@ -1,8 +1,6 @@
 """Lines and groups as Ray metrics. Run: pytest tests/test_ray_metrics.py"""
 
 import pickle
-import time
-from urllib.request import urlopen
 
 import pytest
 
@@ -16,6 +14,7 @@ from rft_ray.ray_metrics import (
     verdict_points,
 )
 from rft_ray.types import Group, Problem, Rollout
+from tests.exported_metrics import wait_for_series
 
 STEP = {
     "kind": "online_step", "step": 3, "rollouts": 32, "accepted": 8, "reward": 0.25, "loss": 0.5,
@@ -141,25 +140,12 @@ def test_the_numbers_arrive_where_ray_exports_them(ray_session: None) -> None:
     rank = Rank.remote()
     for points in (line_points(STEP), line_points(STEP), verdict_points([GROUP])):
         ray.get(rank.record.remote(points))
-    node = ray.nodes()[0]
-    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    wanted = {
-        ("ray_rft_accepted_share{", 'training="online-target"', 0.25),
-        ("ray_rft_verdicts_total{", 'verdict="wrong"', 1.0),
-        ("ray_rft_step_seconds_count{", 'part="train"', 2.0),
-        ("ray_rft_trained_tokens_total{", "", 800.0),
-    }
-    deadline = time.monotonic() + 60
-    while missing := [want for want in wanted if not _has(address, *want)]:
-        assert time.monotonic() < deadline, missing
-        time.sleep(1)
-    ray.kill(rank)
-
-
-def _has(address: str, name: str, tag: str, value: float) -> bool:
-    with urlopen(address, timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return any(
-        line.startswith(name) and tag in line and float(line.rsplit(" ", 1)[1]) == value
-        for line in lines
+    wait_for_series(
+        {
+            ("ray_rft_accepted_share", 'training="online-target"', 0.25),
+            ("ray_rft_verdicts_total", 'verdict="wrong"', 1.0),
+            ("ray_rft_step_seconds_count", 'part="train"', 2.0),
+            ("ray_rft_trained_tokens_total", "", 800.0),
+        }
     )
+    ray.kill(rank)

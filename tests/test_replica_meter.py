@@ -1,8 +1,6 @@
 """What a replica counts, alone and on a real engine. Run: pytest tests/test_replica_meter.py"""
 
-import time
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 
@@ -10,6 +8,7 @@ from rft_ray.ray_metrics import METRICS, Meter, Point
 from rft_ray.replica_meter import ReplicaMeter
 from rft_ray.sampling import RefreshReport, Weights, refresh_facts
 from tests.conftest import BASES
+from tests.exported_metrics import wait_for_series
 
 
 class Recorder(Meter):
@@ -85,8 +84,6 @@ def test_a_refresh_line_has_the_slowest_replica_and_all_bytes() -> None:
 
 @pytest.mark.engine
 def test_a_running_sampler_exports_its_tokens_queue_and_refreshes(samplers: dict[str, Any]) -> None:
-    import ray
-
     from rft_ray.sampler import refresh_sampler
 
     weights = Weights(str(BASES / "untied"), 0)
@@ -94,24 +91,13 @@ def test_a_running_sampler_exports_its_tokens_queue_and_refreshes(samplers: dict
     assert 0 < report.transfer_seconds < report.seconds and report.drain_seconds >= 0
     sampling = {"n": 2, "temperature": 1.0, "max_tokens": 5, "ignore_eos": True}
     samplers["untied"].sample.remote([5, 17, 33], weights, sampling, 1).result()
-    node = ray.nodes()[0]
-    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    policy = 'policy="untied"'
+    # other tests' work included
     wanted = {
-        "ray_rft_sampled_tokens_total{": 10.0,
-        "ray_rft_requests{": 0.0,
-        "ray_rft_weights_version{": 0.0,
-        "ray_rft_refresh_bytes_total{": float(report.num_bytes),
-        "ray_rft_refresh_seconds_count{": 1.0,
+        ("ray_rft_sampled_tokens_total", policy, 10.0),
+        ("ray_rft_requests", policy, 0.0),
+        ("ray_rft_weights_version", policy, 0.0),
+        ("ray_rft_refresh_bytes_total", policy, float(report.num_bytes)),
+        ("ray_rft_refresh_seconds_count", policy, 1.0),
     }
-    deadline = time.monotonic() + 60
-    while missing := [name for name, least in wanted.items() if not _has(address, name, least)]:
-        assert time.monotonic() < deadline, missing
-        time.sleep(1)
-
-
-def _has(address: str, name: str, least: float) -> bool:
-    """Whether the replica of `untied` exports a series, other tests' work included."""
-    with urlopen(address, timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    own = [line for line in lines if line.startswith(name) and 'policy="untied"' in line]
-    return any('replica="' in line and float(line.rsplit(" ", 1)[1]) >= least for line in own)
+    wait_for_series(wanted, exactly=False)
