@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from rft_ray.budget import BudgetConfig
 from rft_ray.config_sections import (
     Count,
     EvaluationConfig,
@@ -33,6 +34,7 @@ from rft_ray.config_sections import (
 )
 
 __all__ = [
+    "BudgetConfig",
     "EvaluationConfig",
     "MachinesConfig",
     "OnlineConfig",
@@ -71,6 +73,7 @@ class RunConfig(Section):
     prompt: PromptConfig = PromptConfig()
     policies: Annotated[list[PolicyConfig], Field(min_length=1)]
     sampling: SamplingConfig = SamplingConfig()
+    budget: BudgetConfig = BudgetConfig()
     sampler: SamplerConfig = SamplerConfig()
     verifier: VerifierConfig = VerifierConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -134,6 +137,8 @@ class RunConfig(Section):
             )
         if self.mode == "online" and self.own_policy is None:
             raise ValueError("mode online needs a policy with the target's model: the live policy")
+        if self.mode == "online" and self.budget != BudgetConfig():
+            raise ValueError("budget is for mode offline; online, a problem gets sampling.k")
         self._check_temperatures()
         self._check_recipes()
         return self

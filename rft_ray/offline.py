@@ -16,6 +16,7 @@ from rft_ray.console import progress, say
 from rft_ray.fine_tuning import fine_tune, retrain_policies, train_controls, train_target
 from rft_ray.run_dir import read_metrics
 from rft_ray.sampling import SamplingPlan, sampling_params
+from rft_ray.saturation import is_saturated, note_new_paths
 from rft_ray.study import (
     TARGET,
     Checkpoints,
@@ -26,6 +27,7 @@ from rft_ray.study import (
     running_samplers,
 )
 from rft_ray.tally import ALL_ROUNDS, POOLED, Tally, counts_table
+from rft_ray.waves import sample_round
 
 if TYPE_CHECKING:
     from rft_ray.scores import EvaluationRow
@@ -52,13 +54,17 @@ def run_offline(config: RunConfig) -> None:
                     checkpoints, scored = train_and_score(scorer, number, checkpoints)
                     publish(study, number, rows + scored)
                     rows = []
+                    if is_saturated(study, number):
+                        break
         show_results(study)
 
 
 def run_sample(config: RunConfig) -> None:
     """The first half alone: the selected rollouts of the first round that lacks them."""
     with open_study(config) as study:
-        number = min(count_rounds(study, "selected"), config.num_rounds - 1)
+        done = count_rounds(study, "selected")
+        is_last = done and is_saturated(study, done - 1)
+        number = done - 1 if is_last else min(done, config.num_rounds - 1)
         if not study.run.round(number).selected.exists():
             checkpoints = fine_tune(study)
             for earlier in range(number + 1):
@@ -112,7 +118,7 @@ def sample_verify_select(
     partial = round_dir.path / "selected.partial"
     shutil.rmtree(partial, ignore_errors=True)
     problems, tally = study.problems["train"], Tally.of(policy.name for policy in config.policies)
-    groups = stages.sample_groups(problems, plan, str(round_dir.sampled))
+    groups, tally.num_unasked = sample_round(study, plan, number)
     groups = stages.verify_groups(groups, config.verifier)
     if number:
         groups = stages.join_pool(groups, str(study.run.round(number - 1).selected))
@@ -132,6 +138,7 @@ def sample_verify_select(
             say(f"{name}: {tally.too_long(name)} problems are too long for the model's context")
     if not tally.selected:
         raise NothingAcceptedError(f"no rollout was accepted: {tally.verdicts(POOLED)}")
+    note_new_paths(study, number)
     # The name says that every group is graded, so it is given last.
     os.replace(partial, round_dir.selected)
 

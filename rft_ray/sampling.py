@@ -115,6 +115,18 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Rollouts `first`, `first + 1`, ... of a problem, `count` of each policy.
+
+    A policy whose own number of rollouts (`n`) is smaller gives those below it only.
+    """
+
+    problem: Problem
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingPlan:
     """Everything that decides what a problem is asked; equal plans give equal requests."""
 
@@ -175,27 +187,34 @@ class GroupSampler:
 
     async def sample(self, problem: Problem) -> Group:
         """The problem's rollouts, policy after policy; none from a policy it is too long for."""
+        most = max(policy.sampling["n"] for policy in self.plan.policies)
+        return await self.answer(Ask(problem, 0, most))
+
+    async def answer(self, ask: Ask) -> Group:
+        """The same for some of the problem's rollouts, which do not depend on how they are cut."""
         self._count(1)
         try:
             per_policy = await asyncio.gather(
-                *(self._sample_policy(problem, policy) for policy in self.plan.policies)
+                *(self._sample_policy(ask, policy) for policy in self.plan.policies)
             )
         finally:
             self._count(-1)
-        return Group(problem, [rollout for rollouts in per_policy for rollout in rollouts])
+        return Group(ask.problem, [rollout for rollouts in per_policy for rollout in rollouts])
 
     def _count(self, change: int) -> None:
         self._in_flight += change
         self._meter.record([("rft_groups_in_flight", float(self._in_flight), {})])
 
-    async def _sample_policy(self, problem: Problem, policy: Policy) -> list[Rollout]:
+    async def _sample_policy(self, ask: Ask, policy: Policy) -> list[Rollout]:
         tokenizer = self.tokenizers[policy.name]
-        prompt_ids = policy.prompt.encode(problem, tokenizer)
-        if len(prompt_ids) >= policy.max_model_len:
+        prompt_ids = policy.prompt.encode(ask.problem, tokenizer)
+        count = min(ask.count, policy.sampling["n"] - ask.first)
+        if len(prompt_ids) >= policy.max_model_len or count < 1:
             return []
-        seed = request_seed(self.plan.seed, self.plan.round, policy.name, problem.id)
-        sampled = await self._ask(policy, prompt_ids, seed)
-        rollouts = to_rollouts(sampled, policy.name, self.plan.round, tokenizer)
+        seed = request_seed(self.plan.seed, self.plan.round, policy.name, ask.problem.id)
+        part = replace(policy, sampling={**policy.sampling, "n": count})
+        sampled = await self._ask(part, prompt_ids, seed + ask.first)
+        rollouts = to_rollouts(sampled, policy.name, self.plan.round, tokenizer, ask.first)
         stop = policy.sampling.get("stop")
         return [cut_at_stop(rollout, stop) for rollout in rollouts] if stop else rollouts
 
@@ -217,9 +236,9 @@ class GroupSampler:
 
 
 def to_rollouts(
-    sampled: SampledTokens, policy: str, round: int, tokenizer: Any
+    sampled: SampledTokens, policy: str, round: int, tokenizer: Any, first: int = 0
 ) -> list[Rollout]:
-    """Sampled tokens as rollouts with their text, special tokens left out of it."""
+    """Sampled tokens as rollouts `first` and on, with their text, special tokens left out of it."""
     ids = sampled.token_ids.tolist()
     ends = sampled.lengths.cumsum().tolist()
     token_ids = [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
@@ -240,7 +259,7 @@ def to_rollouts(
             finish_reason="stop" if stopped else "length",
         )
         for sample, (text, own_ids, own_logprobs, stopped) in enumerate(
-            zip(texts, token_ids, logprobs, sampled.stopped.tolist(), strict=True)
+            zip(texts, token_ids, logprobs, sampled.stopped.tolist(), strict=True), start=first
         )
     ]
 

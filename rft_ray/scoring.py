@@ -16,6 +16,7 @@ from rft_ray import evaluation
 from rft_ray.console import progress, say
 from rft_ray.prompts import Prompt
 from rft_ray.sampling import LIVE, Policy, SamplingPlan, Weights
+from rft_ray.saturation import is_saturated
 from rft_ray.scores import (
     GREEDY,
     EvaluationRow,
@@ -234,11 +235,17 @@ def publish(study: Study, number: int, rows: list[EvaluationRow]) -> None:
 
 
 def is_finished(study: Study) -> bool:
-    """Whether the target of every round is scored, so that there is nothing left to do."""
-    return all(
-        any(row["stage"].startswith(("rft", "online")) for row in _published(study, number))
-        for number in range(study.config.num_rounds)
-    )
+    """Whether the target of every round is scored, so that there is nothing left to do.
+
+    A run may end before its last round (`saturation.py`).
+    """
+    for number in range(study.config.num_rounds):
+        rows = _published(study, number)
+        if not any(row["stage"].startswith(("rft", "online")) for row in rows):
+            return False
+        if is_saturated(study, number):
+            break
+    return True
 
 
 def _published(study: Study, number: int) -> list[dict[str, Any]]:

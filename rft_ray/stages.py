@@ -22,10 +22,11 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from rft_ray.config import SelectionConfig, VerifierConfig
+from rft_ray.pass_rates import part_line, part_of
 from rft_ray.pool import Pool
 from rft_ray.ray_metrics import Meter, verdict_points
-from rft_ray.records import GROUP_SCHEMA, group_to_row, row_to_group
-from rft_ray.sampling import GroupSampler, SamplingPlan
+from rft_ray.records import GROUP_SCHEMA, PROBLEM_STRUCT, group_to_row, row_to_group
+from rft_ray.sampling import Ask, GroupSampler, SamplingPlan
 from rft_ray.selection import round_statistics, select_group
 from rft_ray.types import Group, Problem
 from rft_ray.verifier import Verifier
@@ -35,6 +36,9 @@ from rft_ray.verifier import Verifier
 GROUPS_PER_TASK = 4
 # Stages other than the engines' are light: they share cores instead of holding them.
 STAGE_CPUS = 0.1
+ASK_SCHEMA = pa.schema(
+    [("problem", PROBLEM_STRUCT), ("first", pa.int64()), ("count", pa.int64())]
+)
 
 
 def sample_groups(problems: list[Problem], plan: SamplingPlan, folder: str) -> Dataset:
@@ -67,6 +71,61 @@ def sample_groups(problems: list[Problem], plan: SamplingPlan, folder: str) -> D
     return parts[0] if len(parts) == 1 else parts[0].union(*parts[1:])
 
 
+def sample_wave(asks: list[Ask], plan: SamplingPlan, folder: str) -> Dataset:
+    """Lazily, the rollouts asked for, a group for each ask, on disk before it leaves the stage.
+
+    The caller asks for nothing that is on disk already.
+    """
+    most = max(GROUPS_PER_TASK, *(ask.count for ask in asks))
+    in_flight = min(policy.max_rollouts_in_flight for policy in plan.policies)
+    rows = ray.data.from_arrow(
+        [
+            pa.Table.from_pylist([asdict(ask) for ask in block], schema=ASK_SCHEMA)
+            for block in cut_wave(asks, most)
+        ]
+    )
+    calls = max(1, in_flight // most)
+    return rows.map_batches(
+        SampleWave,
+        fn_constructor_args=(plan, folder),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=STAGE_CPUS,
+        compute=ActorPoolStrategy(
+            size=1,
+            max_concurrent_calls_per_actor=calls,
+            max_tasks_in_flight_per_actor=2 * calls,
+        ),
+    )
+
+
+def cut_wave(asks: list[Ask], most: int) -> list[list[Ask]]:
+    """The asks in order, cut into blocks of at most `most` rollouts a policy (no ask has more).
+
+    Asks differ in size, unlike the groups of a fixed budget, and a block is what is in flight.
+    """
+    blocks: list[list[Ask]] = []
+    room = 0
+    for ask in asks:
+        if ask.count > room:
+            blocks.append([])
+            room = most
+        blocks[-1].append(ask)
+        room -= ask.count
+    return blocks
+
+
+def read_sampled(problems: list[Problem], folder: str) -> Dataset:
+    """Lazily, every problem's group of what waves left in `folder`, empty where they asked nothing.
+
+    The groups are those of a fixed budget: nothing downstream knows of waves.
+    """
+    empty = [Group(problem) for problem in problems]
+    starts = range(0, len(empty), GROUPS_PER_TASK)
+    blocks = [groups_to_table(empty[start : start + GROUPS_PER_TASK]) for start in starts]
+    return join_pool(ray.data.from_arrow(blocks), folder)
+
+
 class SampleGroups:
     """Actor of the sampling stage: a few problems in, their groups out, on disk first."""
 
@@ -81,6 +140,24 @@ class SampleGroups:
             # The task was run before and its answer was lost: its samples were not.
             return pq.read_table(path, schema=GROUP_SCHEMA)
         groups = await asyncio.gather(*(self.sampler.sample(problem) for problem in problems))
+        table = groups_to_table(groups)
+        await asyncio.to_thread(write_table, table, path)
+        return table
+
+
+class SampleWave:
+    """Actor of the sampling stage in a wave: asks in, a group for each out, on disk first."""
+
+    def __init__(self, plan: SamplingPlan, folder: str) -> None:
+        self.sampler = GroupSampler(plan)
+        self.folder = Path(folder)
+
+    async def __call__(self, rows: pa.Table) -> pa.Table:
+        asks = [Ask(**{**row, "problem": Problem(**row["problem"])}) for row in rows.to_pylist()]
+        path = self.folder / f"{_wave_stem(asks)}.parquet"
+        if path.exists():
+            return pq.read_table(path, schema=GROUP_SCHEMA)
+        groups = await asyncio.gather(*(self.sampler.answer(ask) for ask in asks))
         table = groups_to_table(groups)
         await asyncio.to_thread(write_table, table, path)
         return table
@@ -182,9 +259,27 @@ def stream_name(folder: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{folder.parent.name}-{folder.stem}").strip("-")
 
 
+def pass_rate_lines(groups: Dataset) -> Iterator[str]:
+    """Run the stream: the counts of every graded group (`pass_rates.part_line`) as they come."""
+
+    def count_table(table: pa.Table) -> dict[str, list[str]]:
+        return {"line": [part_line(part_of(group)) for group in table_to_groups(table)]}
+
+    counted = groups.map_batches(
+        count_table, batch_size=None, batch_format="pyarrow", num_cpus=STAGE_CPUS
+    )
+    for row in counted.iter_rows():
+        yield row["line"]
+
+
 def read_groups_dataset(folder: str) -> Dataset:
     """The groups files of a folder as a stream; half-written ones have another suffix."""
-    paths = [str(path) for path in sorted(Path(folder).glob("*.parquet"))]
+    return read_files(sorted(Path(folder).glob("*.parquet")))
+
+
+def read_files(files: list[Path]) -> Dataset:
+    """Groups files as a stream."""
+    paths = [str(path) for path in files]
     return ray.data.read_parquet(paths, schema=GROUP_SCHEMA, override_num_blocks=len(paths))
 
 
@@ -213,6 +308,12 @@ def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, partial, compression="zstd")
     # Readers take every *.parquet, so the name is given last.
     os.replace(partial, path)
+
+
+def _wave_stem(asks: list[Ask]) -> str:
+    """A problem comes again in later waves, from another sample on."""
+    identity = "\x1f".join(f"{ask.problem.id}\x1e{ask.first}\x1e{ask.count}" for ask in asks)
+    return hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _file_stem(problems: Iterable[Problem]) -> str:

@@ -26,7 +26,9 @@ class Tally:
     num_solved: int = 0
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     num_sampled: Counter[str] = field(default_factory=Counter)
-    """Problems with rollouts; a policy without any found the problem too long."""
+    """Problems with rollouts; a policy without any found the problem too long, if it was asked."""
+    num_unasked: int = 0
+    """Problems that a round's budget asked nothing of, as they had enough."""
 
     @classmethod
     def of(cls, policies: Iterable[str]) -> "Tally":
@@ -53,7 +55,8 @@ class Tally:
 
     def too_long(self, name: str) -> int:
         """Problems that a policy has no rollouts of, as they exceed its context."""
-        return self.num_problems - self.num_sampled[name]
+        num_unasked = 0 if name == ALL_ROUNDS else self.num_unasked
+        return self.num_problems - num_unasked - self.num_sampled[name]
 
     def per_problem(self, name: str, count: str) -> float:
         """Mean of a count over all problems, the unsolved ones included."""
