@@ -96,10 +96,16 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from rft_ray.budget_plan import print_budget
     from rft_ray.config_file import load_config
+    from rft_ray.inspection import find_source
     from rft_ray.plan import print_plan
 
-    return print_plan(load_config(args.config, args.overrides))
+    config = load_config(args.config, args.overrides)
+    source = find_source(args.pass_rates, sampled=False) if args.pass_rates else None
+    if config.mode == "offline":
+        print_budget(config, source)
+    return print_plan(config)
 
 
 def _run_online(part: str, config: "RunConfig") -> int:
@@ -284,7 +290,7 @@ def _add_run_commands(commands: "argparse._SubParsersAction") -> None:
         "sample": "sample, verify and select rollouts of a run",
         "train": "train the target of a run on what was selected",
         "evaluate": "score the checkpoints of a run on held-out problems",
-        "plan": "does a run fit on the machines of its config: GPUs, CPUs and memory",
+        "plan": "does a run fit on its machines, and how much will its budget sample",
     }
     for part, text in helps.items():
         example = CONFIG_EXAMPLE.format(command=part)
@@ -295,6 +301,12 @@ def _add_run_commands(commands: "argparse._SubParsersAction") -> None:
         command.add_argument(
             "overrides", metavar="key=value", nargs="*", help="config fields to change"
         )
+        if part == "plan":
+            command.add_argument(
+                "--pass-rates",
+                metavar="SOURCE",
+                help="run directory or graded groups file that says how hard the problems are",
+            )
 
 
 def _add_groups_commands(commands: "argparse._SubParsersAction") -> None:
