@@ -116,7 +116,7 @@ class SamplingConfig(Section):
     """How each policy samples rollouts (vLLM's meaning of every word)."""
 
     k: Count = 100
-    """Rollouts per problem per policy."""
+    """Rollouts per problem per policy; the most there may be where `budget` is not fixed."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.7
     """Softmax temperature."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

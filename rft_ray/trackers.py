@@ -32,6 +32,8 @@ CURVES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "train_step": (("job",), "step"),
     "online_step": ((), "step"),
     "select": (("policy",), "round"),
+    "wave": ((), None),
+    "new_paths": ((), "round"),
     "refresh": (("sampler",), None),
     "phase": (("phase",), None),
     "gain": (("metric",), "round"),

@@ -40,3 +40,24 @@ def test_only_a_few_files_stay_in_memory(tmp_path: Path) -> None:
     for _ in range(2):
         assert [pool.get(group.problem.id) for group in groups] == groups
         assert len(pool._recent) == FILES_IN_MEMORY
+
+
+def test_a_problem_sampled_in_waves_is_one_group(tmp_path: Path) -> None:
+    """In whatever order the files are read: by policy as first asked, then by sample."""
+
+    def part(first: int, *policies: str) -> Group:
+        rollouts = [
+            Rollout(name, f"{name} {sample}", sample=sample)
+            for name in policies
+            for sample in range(first, first + 2)
+        ]
+        return Group(Problem("p", "q", "1"), rollouts)
+
+    for name, group in {"b": part(0, "z", "a"), "a": part(4, "a"), "c": part(2, "z", "a")}.items():
+        write_groups(tmp_path / f"{name}.parquet", [group])
+    pool = Pool(tmp_path)
+    group = pool.get("p")
+    assert group is not None and len(pool) == 1
+    assert [r.completion for r in group.rollouts] == [
+        "z 0", "z 1", "z 2", "z 3", "a 0", "a 1", "a 2", "a 3", "a 4", "a 5",
+    ]  # fmt: skip

@@ -81,3 +81,12 @@ def test_the_table_shows_the_pool_only_where_there_are_several_rounds() -> None:
     again.add(round_statistics(make_group(0, {"a": ["4", "no"]}), 1))
     lines += [{"round": 1, "policy": name, **again.row(name)} for name in again.names()]
     assert counts_table(lines).count("all rounds") == 1
+
+
+def test_a_problem_that_has_enough_is_not_too_long() -> None:
+    tally = Tally.of(["a"])
+    tally.num_unasked = 1
+    tally.add(round_statistics(make_group(0, {"a": ["4"]}), 1))
+    assert tally.too_long("a") == 0 and tally.too_long("all_rounds") == 0
+    tally.add(round_statistics(make_group(1, {}), 1))
+    assert tally.too_long("a") == 1
