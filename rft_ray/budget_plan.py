@@ -72,6 +72,8 @@ def print_budget(config: RunConfig, source: Path | None = None) -> None:
         f"accepted: {cost.accepted * scale:.0f}, {cost.accepted / total:.2f} for each rollout; "
         f"{cost.solved / cost.played:.1%} of the problems solved"
     )
+    if unknown := [name for name in k if source and not any(name in own for own in known)]:
+        print(f"no pass rates of {', '.join(unknown)}: any is taken to be alike")
     if config.budget.kind != "fixed":
         fixed = sum(k.values()) * cost.played
         print(

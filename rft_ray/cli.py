@@ -19,6 +19,7 @@ from rft_ray.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from rft_ray.config import RunConfig
+    from rft_ray.pool import Pool
     from rft_ray.records import GroupReader
     from rft_ray.types import Group
     from rft_ray.verifier import Verifier
@@ -171,11 +172,17 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from rft_ray.inspection import describe_problem, find_problem, find_source, problem_table, show
-    from rft_ray.records import read_groups
+    from rft_ray.inspection import (
+        describe_problem,
+        find_problem,
+        find_source,
+        open_source,
+        problem_table,
+        show,
+    )
 
     source = find_source(args.source, args.round)
-    groups = read_groups(source, with_tokens=False)
+    groups = open_source(source)
     if args.problem is None:
         head = [f"groups: {one_line(str(source))}", ""]
         show(chain(head, problem_table(_with_progress("inspect", groups))))
@@ -229,11 +236,13 @@ def _select_each(
         raise InputError("no rollout has a verdict: grade the file with `rft-ray verify` first")
 
 
-def _with_progress(label: str, groups: "GroupReader") -> Iterator["Group"]:
+def _with_progress(label: str, groups: "GroupReader | Pool") -> Iterator["Group"]:
     from rft_ray.console import progress
+    from rft_ray.pool import Pool
     from rft_ray.records import count_groups
 
-    with progress(label, count_groups(groups.path), "problem") as advance:
+    total = len(groups) if isinstance(groups, Pool) else count_groups(groups.path)
+    with progress(label, total, "problem") as advance:
         for group in groups:
             yield group
             advance(1)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rft_ray.errors import InputError, first_words, one_line
+from rft_ray.pool import Pool
 from rft_ray.reasons import reason_class, reasons
+from rft_ray.records import GroupReader, read_groups
 from rft_ray.selection import group_statistics
 from rft_ray.types import Group, Rollout
 
@@ -51,6 +53,13 @@ def find_source(source: str | Path, round_number: int | None = None, sampled: bo
     if round_number is not None:
         raise InputError(f"{source}: not a run directory, so there is no round {round_number}")
     return Path(source)
+
+
+def open_source(source: Path) -> GroupReader | Pool:
+    """The groups to show; what was sampled in waves has a problem in several files."""
+    if source.name == "sampled" and (source.parent / "pass_rates.jsonl").exists():
+        return Pool(source)
+    return read_groups(source, with_tokens=False)
 
 
 def problem_table(groups: Iterable[Group]) -> Iterator[str]:

@@ -24,6 +24,7 @@ class Pool:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.path = folder
         self._files_of: dict[str, list[Path]] = {}
         self._recent: OrderedDict[Path, dict[str, Group]] = OrderedDict()
         for path in sorted(folder.glob("*.parquet")):
@@ -33,6 +34,11 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self._files_of)
+
+    def __iter__(self) -> Iterator[Group]:
+        """Every group, in the order of the files."""
+        for problem_id, paths in self._files_of.items():
+            yield join_parts([self._read(path)[problem_id] for path in paths])
 
     def get(self, problem_id: str) -> Group | None:
         """The problem's group."""

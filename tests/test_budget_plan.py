@@ -59,7 +59,9 @@ def test_the_plan_says_what_a_budget_samples_by_stored_pass_rates(
     # 50 problems end after one wave of 2 and 2, 50 get all 32 and 32
     row = next(line.split() for line in out.splitlines() if line.split()[0] == "all")
     assert int(row[1]) == 100 and all(1650 < int(cell) < 1760 for cell in row[2:])
-    assert "machines" in out
+    assert "machines" in out and "no pass rates" not in out
+    assert main([*arguments, "policies.1.name=other", "--pass-rates", str(source)]) == 0
+    assert "no pass rates of other:" in capsys.readouterr().out
 
 
 def test_rollouts_without_verdicts_say_nothing_of_difficulty(

@@ -13,6 +13,7 @@ from rft_ray.inspection import (
     describe_problem,
     find_problem,
     find_source,
+    open_source,
     problem_table,
 )
 from rft_ray.records import read_groups, write_groups
@@ -143,3 +144,17 @@ def test_groups_are_read_without_their_tokens(tmp_path: Path, name: str) -> None
     assert (read.rollouts[0].completion, read.rollouts[0].verdict) == ("t", "correct")
     if name == "x.parquet":
         assert read.rollouts[0].token_ids is None and read.rollouts[0].logprobs is None
+
+
+def test_a_round_that_is_being_sampled_in_waves_shows_whole_problems(tmp_path: Path) -> None:
+    place = tmp_path / "round-000" / "sampled"
+    place.mkdir(parents=True)
+    for first in (0, 2):
+        rollouts = [Rollout("a", f"text {i}", sample=i) for i in (first, first + 1)]
+        write_groups(place / f"{first}.parquet", [Group(Problem("p", "q", "1"), rollouts)])
+    # a fixed budget has a problem once, so twice is a mistake
+    with pytest.raises(InputError, match="is also at"):
+        list(open_source(find_source(tmp_path)))
+    (tmp_path / "round-000" / "pass_rates.jsonl").write_text("")
+    (group,) = open_source(find_source(tmp_path))
+    assert [r.sample for r in group.rollouts] == [0, 1, 2, 3]
