@@ -76,7 +76,8 @@ def sample_wave(asks: list[Ask], plan: SamplingPlan, folder: str) -> Dataset:
 
     The caller asks for nothing that is on disk already.
     """
-    most = max(GROUPS_PER_TASK, *(ask.count for ask in asks))
+    counts = [ask.count for ask in asks]
+    most = max(*counts, GROUPS_PER_TASK * sum(counts) // len(counts))
     in_flight = min(policy.max_rollouts_in_flight for policy in plan.policies)
     rows = ray.data.from_arrow(
         [

@@ -29,7 +29,7 @@ from rft_ray.pass_rates import (
 )
 from rft_ray.pool import Pool
 from rft_ray.prompts import Prompt
-from rft_ray.records import read_groups, row_to_group, write_groups
+from rft_ray.records import read_groups, write_groups
 from rft_ray.run_dir import RunDir
 from rft_ray.sampling import Ask, Policy, SamplingPlan, Weights, request_seed
 from rft_ray.study import Study
@@ -230,14 +230,15 @@ def make_study(folder: Path, *overrides: str) -> Study:
 def test_waves_on_engines_give_the_rollouts_of_one_request(
     samplers: dict[str, Any], tmp_path: Path
 ) -> None:
-    from rft_ray.stages import sample_groups
+    from rft_ray.stages import sample_groups, table_to_groups
 
     waves = ["budget.kind=uniform", "budget.correct=6", "budget.first_wave=2"]
     plan = make_plan({"tied": 6, "untied": 5})
     study = make_study(tmp_path, *waves)
     problems = study.problems["train"]
     groups, num_unasked = sample_round(study, plan, 0)
-    joined = {row["problem_id"]: row_to_group(row) for row in groups.iter_rows()}
+    tables = groups.iter_batches(batch_size=None, batch_format="pyarrow")
+    joined = {group.problem.id: group for table in tables for group in table_to_groups(table)}
     assert num_unasked == 0 and len(joined) == 5
     # the bases have learned nothing: everybody gets the most, in waves of 2, 2 and 2
     sampled = tmp_path / "round-000" / "sampled"
@@ -264,11 +265,11 @@ def test_a_run_killed_between_waves_goes_on_with_what_is_on_disk(tmp_path: Path)
         "problems.train.count=24",
         "problems.validation.count=8",
         "problems.heldout.count=8",
-        "sft.steps=60",
-        "policies.1.sft.steps=60",
+        "sft.steps=120",
+        "policies.1.sft.steps=120",
         "trainer.num_workers=1",
         "sampling.k=12",
-        "budget={kind: prop2diff, correct: 4, first_wave: 3}",
+        "budget={kind: uniform, correct: 1, first_wave: 3}",
     ]
     command = [sys.executable, "-m", "rft_ray", "sample", "configs/quickstart.yaml", *overrides]
     folder = tmp_path / "run" / "round-000"
@@ -289,7 +290,7 @@ def test_a_run_killed_between_waves_goes_on_with_what_is_on_disk(tmp_path: Path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     pool = Pool(folder / "sampled")
-    budget = BudgetConfig(kind="prop2diff", correct=4, first_wave=3)
+    budget = BudgetConfig(kind="uniform", correct=1, first_wave=3)
     sizes = set()
     for group in read_groups(folder / "selected"):
         k = len(group.rollouts) // 2
@@ -303,3 +304,9 @@ def test_a_run_killed_between_waves_goes_on_with_what_is_on_disk(tmp_path: Path)
         assert k == 12 or missing(budget, tried) == 0
         sizes.add(k)
     assert len(pool) == 24 and min(sizes) >= 3 and len(sizes) > 1
+
+    # a further round is not begun where this one found too little, whatever num_rounds allows
+    more = [*command, "num_rounds=2", "budget.min_new_paths=99"]
+    again = subprocess.run(more, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout == done.stdout and not (tmp_path / "run" / "round-001").exists()
