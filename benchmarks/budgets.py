@@ -12,9 +12,7 @@ no budget that sees to the hard ones can have as many as fixed k.
 """
 
 import argparse
-import json
 import os
-import platform
 import random
 import statistics
 import tempfile
@@ -190,21 +188,12 @@ def measure(drawn: list[Drawn]) -> dict[str, float]:
 
 def report(pool: list[list[Paths]], repeats: dict[int, list[dict[str, list[Drawn]]]]) -> None:
     """A small table, a result file, and the JSON line of the benchmark contract."""
-    from rft_ray.run_dir import installed_versions
+    from rft_ray.benchmark_summary import finish
 
     size = max(len(own) for problem in pool for own in problem)
     print(f"{len(pool)} problems, a pool of {size} rollouts of each policy")
     results = [row for k, drawn in repeats.items() for row in compare(k, drawn)]
-    summary = {
-        "name": "budgets",
-        "results": results,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": installed_versions(),
-    }
-    path = Path(__file__).parent / "results" / "budgets.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary))
+    finish(__file__, results)
 
 
 def compare(k: int, repeats: list[dict[str, list[Drawn]]]) -> list[dict[str, Any]]:

@@ -167,21 +167,27 @@ class SampleWave:
 class VerifyGroups:
     """Actor of the verifying stage: owns the killable worker processes."""
 
-    def __init__(self, config: VerifierConfig) -> None:
+    def __init__(self, config: VerifierConfig, is_metered: bool) -> None:
         self.verifier = Verifier(config)
-        self.meter = Meter()
+        self.meter = Meter() if is_metered else None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         groups = self.verifier.verify_groups(table_to_groups(table))
-        self.meter.record(verdict_points(groups))
+        if self.meter:
+            self.meter.record(verdict_points(groups))
         return groups_to_table(groups)
 
 
-def verify_groups(groups: Dataset, config: VerifierConfig) -> Dataset:
-    """Lazily, the same groups with every rollout's verdict and reward filled in."""
+def verify_groups(
+    groups: Dataset, config: VerifierConfig, is_metered: bool = True
+) -> Dataset:
+    """Lazily, the same groups with every rollout's verdict and reward filled in.
+
+    With `is_metered` false the verdicts are left out of Ray's metrics: they will be given again.
+    """
     return groups.map_batches(
         VerifyGroups,
-        fn_constructor_args=(config,),
+        fn_constructor_args=(config, is_metered),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=STAGE_CPUS,
