@@ -4,6 +4,9 @@ The language is Python's arithmetic on plain numbers, since that is what the pap
 `+ - * / // % **`, parentheses, unary signs, decimals, and a leading zero refused as Python does.
 Values are rationals: 0.1+0.2 is 0.3, and the tolerance of a check is the only inexact thing in it.
 
+`is_equation_right` reads an equation as the paper does, quirks and all; `is_calculation_right` as
+arithmetic.
+
 Differences from the paper's `eval` and `float`, each towards refusing: results at the very edge of
 the tolerance follow the exact value; `**` takes whole exponents only and both it and literals are
 limited in size; names, calls, comparisons, bit operators, underscores and non-ASCII digits fail.
@@ -22,6 +25,13 @@ TOKEN = re.compile(
     r"[ \t]*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?|\*\*|//|[-+*/%()])"
 )
 NUMBER = re.compile(r"([0-9]*)\.?([0-9]*)(?:[eE]([+-]?[0-9]{1,2}))?")
+# Most calculations of grade-school problems: so small that floats decide, save near the limit.
+SMALL = r"((?:0|[1-9][0-9]{0,4})(?:\.[0-9]{1,4})?|\.[0-9]{1,4})"
+BINARY = re.compile(rf"{SMALL}([-+*/]){SMALL}=([0-9]{{1,9}}(?:\.[0-9]{{1,4}})?)")
+CLEARLY_RIGHT, CLEARLY_WRONG = 0.0009, 0.0011
+THOUSANDS_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+LEADING_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
+PERCENT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)[ \t]*%(?=[ \t]*(?:[-+*/)]|$))")
 SIGNED_NUMBER = re.compile(
     r"[ \t]*([+-]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)[ \t]*"
 )
@@ -53,6 +63,8 @@ def is_equation_right(text: str) -> bool:
     What follows a second "=" is ignored ("2+2=4=4" is right), the right side is one number, and
     whatever cannot be evaluated is not right ("1,000*2=2,000", "08+1=9").
     """
+    if (quick := _decide_quickly(text)) is not None:
+        return quick
     sides = text.split("=")
     if len(text) > MAX_CHARS or len(sides) < 2:
         return False
@@ -62,6 +74,57 @@ def is_equation_right(text: str) -> bool:
     except ExpressionError:
         return False
     return abs(left - right) < TOLERANCE
+
+
+def is_calculation_right(text: str) -> bool:
+    """Whether all sides of "lhs=rhs" are equal to less than 1e-3, whatever way they are written.
+
+    Unlike `is_equation_right` it looks at every side ("2+2=4=5" is wrong), each side is an
+    expression, and thousands commas, leading zeros, a `$` and percentages are read: "1,000*2=2,000"
+    and "08+1=9" and "50%*2=1" are right. What cannot be evaluated is not right.
+    """
+    if (quick := _decide_quickly(text)) is not None:
+        return quick
+    if len(text) > MAX_CHARS or "=" not in text:
+        return False
+    try:
+        values = [evaluate_loosely(side) for side in text.split("=")]
+    except ExpressionError:
+        return False
+    return all(abs(value - values[0]) < TOLERANCE for value in values)
+
+
+def evaluate_loosely(text: str) -> Fraction:
+    """`evaluate_expression` of text as people write it: "$1,000", "007", "50%" (a half).
+
+    A percent sign before another number stays the remainder: "7%3" is 1.
+    """
+    if len(text) > MAX_CHARS:
+        raise ExpressionError(f"longer than {MAX_CHARS} characters")
+    text = THOUSANDS_COMMA.sub("", text.replace("$", ""))
+    return evaluate_expression(PERCENT.sub(r"(\1/100)", LEADING_ZEROS.sub("", text)))
+
+
+def _decide_quickly(text: str) -> bool | None:
+    """The verdict on "a+b=c" with small numbers where floats cannot be mistaken, else None."""
+    match = BINARY.fullmatch(text)
+    if match is None:
+        return None
+    left, operator, right, result = match.groups()
+    a, b, c = float(left), float(right), float(result)
+    if operator == "+":
+        off = a + b - c
+    elif operator == "-":
+        off = a - b - c
+    elif operator == "*":
+        off = a * b - c
+    elif b:
+        off = a / b - c
+    else:
+        return False
+    if -CLEARLY_RIGHT < off < CLEARLY_RIGHT:
+        return True
+    return None if -CLEARLY_WRONG < off < CLEARLY_WRONG else False
 
 
 def parse_literal(text: str) -> Fraction:

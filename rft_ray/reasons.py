@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from rft_ray.arithmetic import is_equation_right
 from rft_ray.errors import first_words
-from rft_ray.grading import ANSWER_MARK, final_answer, find_calculations, parse_plain_number
+from rft_ray.final_answers import ANSWER_MARK, final_answer, find_final_answers
+from rft_ray.grading import find_calculations
+from rft_ray.plain_numbers import parse_number
 from rft_ray.selection import path_key
 from rft_ray.types import Group, Rollout
 
@@ -125,19 +127,21 @@ def _why_rejected(rollout: Rollout, answer: str) -> str:
 
 
 def _why_unparsable(text: str) -> str:
-    finals = [final.strip() for final in text.split(ANSWER_MARK)[1:]]
-    if not any(finals):
-        return f"no final answer after {ANSWER_MARK}"
-    values = [parse_plain_number(final) for final in finals]
-    if None in values:
-        final = finals[values.index(None)]
-        return (
-            f"{_short(final)!r} after {ANSWER_MARK}" if final else f"nothing after a {ANSWER_MARK}"
-        )
-    if len(set(values)) > 1:
-        other = next(i for i, value in enumerate(values) if value != values[0])
-        return f"final answers differ: {_short(finals[0])} and {_short(finals[other])}"
-    return f"{_short(finals[0])!r} after {ANSWER_MARK}, in {len(text):,} characters"
+    finals = find_final_answers(text)
+    if not any(final.text.strip() for final in finals):
+        return "no final answer"
+    place = {"mark": f"after {ANSWER_MARK}", "box": "in a box", "phrase": "as the answer"}
+    values = [parse_number(final.text, form=final.form) for final in finals]
+    for final, value in zip(finals, values, strict=True):
+        if value is None and final.form == finals[0].form:
+            shown = _short(final.text.strip())
+            return f"{shown!r} {place[final.form]}" if shown else f"nothing {place[final.form]}"
+    other = next((i for i, value in enumerate(values) if value not in (None, values[0])), 0)
+    if other:
+        texts = (_short(finals[index].text.strip()) for index in (0, other))
+        return "final answers differ: {} and {}".format(*texts)
+    shown = _short(finals[0].text.strip())
+    return f"{shown!r} {place[finals[0].form]}, in {len(text):,} characters"
 
 
 def _short(text: str) -> str:

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rft_ray.grading import find_calculations, grade_gsm8k, parse_plain_number
+from rft_ray.grading import find_calculations, grade_as_paper, grade_gsm8k
+from rft_ray.leniencies import Leniencies
+from rft_ray.plain_numbers import parse_plain_number
 from rft_ray.types import VERDICTS
 
 GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k"
@@ -63,7 +65,7 @@ UNPARSABLE_FINALS = (
 )
 
 
-@pytest.mark.parametrize("completion", ["", "18", "The answer is 18", "####"])
+@pytest.mark.parametrize("completion", ["", "18", "It is 18", "####", "the answer is", "\\boxed{}"])
 def test_a_completion_without_a_marked_answer_is_unparsable(completion: str) -> None:
     assert grade_gsm8k(completion, "18") == "unparsable"
 
@@ -86,7 +88,8 @@ def test_a_wrong_calculation_matters_only_beside_a_right_answer() -> None:
     assert grade_gsm8k("<<2+2=5>>\n#### 4", "4") == "miscalculated"
     assert grade_gsm8k("<<2+2=5>>\n#### 4", "4", check_calculations=False) == "correct"
     assert grade_gsm8k("<<2+2=5>>\n#### 5", "4") == "wrong"
-    assert grade_gsm8k("<<2+2=4>><<1,000*2=2,000>>\n#### 4", "4") == "miscalculated"
+    assert grade_gsm8k("<<2+2=4>><<1,000*2=2,000>>\n#### 4", "4") == "correct"
+    assert grade_gsm8k("<<2+2=4=5>>\n#### 4", "4") == "miscalculated"
     assert grade_gsm8k("<<>>\n#### 4", "4") == "miscalculated"
     assert grade_gsm8k("no calculations, one << unclosed\n#### 4", "4") == "correct"
 

@@ -1,0 +1,93 @@
+"""Where a completion says its final answer: texts only, nothing is read as a number here.
+
+Three forms, strongest first: all that follows `####` (to the next one, or to the end), what is in
+`\\boxed{}`, and the sentence after "the answer is". Everything takes time linear in the text,
+whatever braces are left open. Left out: the last number of a text, which is no claim of an answer.
+"""
+
+import re
+from typing import Literal, NamedTuple
+
+Form = Literal["mark", "box", "phrase"]
+
+ANSWER_MARK = "####"
+BOX = "\\boxed"
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+PHRASE = re.compile(r"\bthe (?:final |correct )?answer is\b:?", re.IGNORECASE)
+SENTENCE_END = re.compile(r"\.(?=\s|$)|[\n!?;]")
+MAX_ANSWERS = 100
+MAX_SENTENCE_CHARS = 300
+
+
+class FinalAnswer(NamedTuple):
+    """A text given as the final answer, and the form it was given in."""
+
+    form: Form
+    text: str
+
+
+def find_final_answers(completion: str) -> list[FinalAnswer]:
+    """Everything the completion gives as its final answer, the strongest form first.
+
+    After MAX_ANSWERS of a form an unreadable one ends the list: such a text does not answer.
+    """
+    finals: list[FinalAnswer] = []
+    if ANSWER_MARK in completion:
+        parts = completion.split(ANSWER_MARK, MAX_ANSWERS + 1)[1:]
+        finals += [FinalAnswer("mark", part) for part in parts]
+    if BOX in completion:
+        finals += [FinalAnswer("box", text) for text in find_boxes(completion)]
+    # a quick look first, since few completions of GSM8K's form have the phrase
+    if "nswer" in completion or "NSWER" in completion:
+        finals += [FinalAnswer("phrase", text) for text in _find_phrases(completion)]
+    return finals
+
+
+def final_answer(text: str) -> str | None:
+    """The last final answer of the strongest form, for showing; None where there is none."""
+    _, mark, answer = text.rpartition(ANSWER_MARK)
+    if mark:
+        return answer.strip()
+    finals = find_final_answers(text)
+    if not finals:
+        return None
+    return [final for final in finals if final.form == finals[0].form][-1].text.strip()
+
+
+def find_boxes(text: str) -> list[str]:
+    """The contents of every outermost `\\boxed{...}`; an empty text for one that is not closed."""
+    boxes: list[str] = []
+    start = text.find(BOX)
+    while start >= 0 and len(boxes) <= MAX_ANSWERS:
+        opening = start + len(BOX)
+        close = _closing_brace(text, opening)
+        if close is None:
+            boxes.append("")
+            break
+        boxes.append(text[opening + 1 : close])
+        start = text.find(BOX, close)
+    return boxes
+
+
+def _closing_brace(text: str, opening: int) -> int | None:
+    """Where the group that opens at `opening` ends; None where none opens, or it never ends."""
+    if not text.startswith("{", opening):
+        return None
+    depth = 0
+    for match in BRACE.finditer(text, opening):
+        brace = match[0]
+        depth += (brace == "{") - (brace == "}")
+        if depth == 0 and brace == "}":
+            return match.start()
+    return None
+
+
+def _find_phrases(text: str) -> list[str]:
+    phrases: list[str] = []
+    for match in PHRASE.finditer(text):
+        sentence = text[match.end() : match.end() + MAX_SENTENCE_CHARS]
+        phrases.append(SENTENCE_END.split(sentence, 1)[0])
+        if len(phrases) > MAX_ANSWERS:
+            break
+    # a box or a mark inside of the sentence is found as such
+    return [phrase for phrase in phrases if BOX not in phrase and ANSWER_MARK not in phrase]
