@@ -6,26 +6,24 @@ standard error.
 """
 
 import argparse
-import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from rft_ray import __version__
 from rft_ray.errors import InputError, one_line
+from rft_ray.verify_options import EXAMPLE as VERIFY_EXAMPLE
+from rft_ray.verify_options import add_verify_options, verify_config
 
 if TYPE_CHECKING:
     from rft_ray.config import RunConfig
     from rft_ray.pool import Pool
     from rft_ray.records import GroupReader
     from rft_ray.types import Group
-    from rft_ray.verifier import Verifier
 
 EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED = 0, 2, 130
-GROUPS_AT_A_TIME = 16
 EXPORT_FORMATS = ("query-response", "messages", "preference")
 DESCRIPTION = """\
 Rejection-sampling fine-tuning on a Ray cluster: sample solutions, verify them, select a diverse
@@ -34,13 +32,6 @@ CONFIG_EXAMPLE = """\
 examples:
   rft-ray {command} configs/quickstart.yaml
   rft-ray {command} configs/quickstart.yaml run_dir=runs/a sampling.k=8 policies.0.name=small"""
-VERIFY_EXAMPLE = """\
-GROUPS is a .jsonl or .parquet file or a folder of .parquet files; the ending of OUT chooses its
-format. A rollout needs only `policy` and `completion`, a problem only `id`, `prompt`, `answer`.
-
-examples:
-  rft-ray verify samples.jsonl -o verified.parquet
-  rft-ray verify samples/ -o verified.jsonl --timeout 2 --workers 8 --skip-bad"""
 SELECT_EXAMPLE = """\
 GROUPS must have verdicts (rft-ray verify). Rules: paper keeps one accepted rollout per list of
 calculations (Yuan et al. 2023, Algorithm 1), none keeps every accepted rollout.
@@ -119,19 +110,18 @@ def _run_online(part: str, config: "RunConfig") -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from rft_ray.config import VerifierConfig
-    from rft_ray.records import check_output, read_groups, write_groups
-    from rft_ray.verifier import Verifier
+    from rft_ray.records import check_output, read_groups
+    from rft_ray.verification import verify_file
 
+    config = verify_config(args)
     check_output(args.out, source=args.groups)
     groups = read_groups(args.groups, skip_bad=args.skip_bad)
-    config = VerifierConfig(style=args.style, timeout_s=args.timeout, workers=args.workers)
-    counts: Counter[str] = Counter()
-    with Verifier(config) as verifier:
-        verified = _verify_in_chunks(verifier, _with_progress("verify", groups), counts)
-        problems = write_groups(args.out, verified)
-    print(f"verified {counts.total()} rollouts of {problems} problems")
-    _print_counts(counts)
+    counts = verify_file(_with_progress("verify", groups), args.out, config)
+    print(f"verified {counts.verdicts.total()} rollouts of {counts.problems} problems")
+    _print_counts(counts.verdicts)
+    for name, count in sorted(counts.notes.items()):
+        what = "correct only by a leniency" if name == "lenient" else f"correct, refused: {name}"
+        print(f"{count:10d}  {what}")
     _print_end(groups, args.out)
     return EXIT_DONE
 
@@ -204,17 +194,6 @@ def _doctor(args: argparse.Namespace) -> int:
     return run_doctor()
 
 
-def _verify_in_chunks(
-    verifier: "Verifier", groups: Iterable["Group"], counts: Counter[str]
-) -> Iterator["Group"]:
-    """Some groups at a time: small groups keep all workers busy, and memory stays bounded."""
-    groups = iter(groups)
-    while chunk := list(islice(groups, GROUPS_AT_A_TIME)):
-        for group in verifier.verify_groups(chunk):
-            counts.update(str(rollout.verdict) for rollout in group.rollouts)
-            yield group
-
-
 def _select_each(
     groups: Iterable["Group"],
     rule: str,
@@ -260,24 +239,6 @@ def _print_end(groups: "GroupReader", out: str) -> None:
         first = one_line(groups.first_skipped)
         print(f"skipped {groups.skipped} bad records, the first: {first}")
     print(f"wrote {one_line(out)}")
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError(text)
-    return value
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-# argparse names the expectation after the function: "invalid positive number value: '-1'"
-_positive_float.__name__, _positive_int.__name__ = "positive number", "positive whole number"
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -334,21 +295,7 @@ def _add_groups_commands(commands: "argparse._SubParsersAction") -> None:
         command.add_argument(
             "--skip-bad", action="store_true", help="skip and count malformed records"
         )
-    verify.add_argument("--style", choices=["gsm8k"], default="gsm8k", help="form of the answers")
-    verify.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=_positive_float,
-        default=5.0,
-        help="wall-clock limit for one completion (default: %(default)s)",
-    )
-    verify.add_argument(
-        "--workers",
-        metavar="N",
-        type=_positive_int,
-        default=os.cpu_count() or 1,
-        help="worker processes (default: the number of cores, %(default)s)",
-    )
+    add_verify_options(verify)
     select.add_argument(
         "--rule", choices=["paper", "none"], default="paper", help="default: %(default)s"
     )

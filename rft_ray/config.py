@@ -30,8 +30,8 @@ from rft_ray.config_sections import (
     TargetConfig,
     TrackersConfig,
     TrainerConfig,
-    VerifierConfig,
 )
+from rft_ray.verifier_config import VerifierConfig
 
 __all__ = [
     "BudgetConfig",

@@ -229,23 +229,6 @@ class TargetConfig(Section):
     """Merged over `sampler`; unused when a policy has the same model, whose engines are shared."""
 
 
-class VerifierConfig(Section):
-    """How completions are graded."""
-
-    style: Literal["gsm8k"] = "gsm8k"
-    """gsm8k: the number after `####`."""
-    check_calculations: bool = True
-    """Also demand that every `<<lhs=rhs>>` is right."""
-    timeout_s: Annotated[float, Field(gt=0.0)] = 5.0
-    """Seconds one completion may take before its worker is killed (verdict `timeout`)."""
-    workers: Count = 1
-    """Worker processes per verifying actor."""
-    memory_mb: Annotated[int, Field(ge=64)] = 1024
-    """Address space of a worker process, in MiB."""
-    max_chars: Count = 20_000
-    """A longer completion is `unparsable` without being looked at."""
-
-
 class SelectionConfig(Section):
     """Which of the accepted rollouts the target is trained on."""
 

@@ -53,8 +53,9 @@ def _plan(policy: Policy, sampling: dict[str, object]) -> SamplingPlan:
 
 
 def final_answer_only(config: VerifierConfig) -> VerifierConfig:
-    """The verifier of a run without its check of calculations."""
-    return config.model_copy(update={"check_calculations": False})
+    """The verifier of a run without what it demands of the way to an answer, or of the group."""
+    plain = {"check_calculations": False, "check_equations": False, "filters": []}
+    return config.model_copy(update={**plain, "majority": None, "best_of": None})
 
 
 def greedy_groups(

@@ -8,7 +8,7 @@ so it also explains files that another tool made.
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from rft_ray.arithmetic import is_equation_right
+from rft_ray.arithmetic import is_calculation_right
 from rft_ray.errors import first_words
 from rft_ray.final_answers import ANSWER_MARK, final_answer, find_final_answers
 from rft_ray.grading import find_calculations
@@ -20,6 +20,7 @@ MAX_CHARS = 100
 MAX_DETAIL_CHARS = 30
 
 CUT_OFF = "cut off by the token limit"
+REFUSED = "right, refused by a readability filter"
 NOT_GRADED = "not graded yet"
 NOT_SELECTED_YET = "not selected yet"
 NOT_SELECTED = "accepted, not selected"
@@ -113,13 +114,15 @@ def _why_selected(rollout: Rollout, accepted: _Accepted) -> str:
 
 def _why_rejected(rollout: Rollout, answer: str) -> str:
     match rollout.verdict:
+        case "correct":
+            return REFUSED
         case "wrong":
             final = final_answer(rollout.completion)
             found = f"final answer {_short(final)}, " if final else ""
             return f"wrong: {found}expected {_short(answer)}"
         case "miscalculated":
             calculations = find_calculations(rollout.completion)
-            wrong = next((c for c in calculations if not is_equation_right(c)), None)
+            wrong = next((c for c in calculations if not is_calculation_right(c)), None)
             return "miscalculated" + ("" if wrong is None else f": <<{first_words(wrong, 60)}>>")
         case "unparsable":
             return f"unparsable: {_why_unparsable(rollout.completion)}"

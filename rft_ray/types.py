@@ -53,8 +53,12 @@ class Rollout:
 
     @property
     def is_accepted(self) -> bool:
-        """Graded correct and not cut off by the token limit: what selection may choose from."""
-        return self.verdict == "correct" and self.finish_reason != "length"
+        """Graded correct, not cut off by the token limit, not refused by a readability filter.
+
+        That is what selection may choose from; what a filter refuses has a reward of 0.
+        """
+        is_right = self.verdict == "correct" and self.finish_reason != "length"
+        return is_right and self.reward != 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,47 +1,83 @@
-"""The process that grades: reads batches from a pipe, answers each item at once, and may be killed.
+"""The process that grades: reads batches from a pipe, answers them, and may be killed at any time.
 
 Kept to a few light imports, because it is started again after every kill. It limits its own memory
 and CPU time, and the kernel ends it with its parent even inside C code that never returns. There is
-no `try` around the grading function: whatever it raises ends the process, and the parent then knows
-which item did it. Messages are JSON with a length in front; nothing is ever unpickled.
+no `try` around the grading function: whatever it raises ends the process. Which item is in hand
+stands in shared memory, so the parent knows the guilty one however the process ends, and answers
+may travel many at a time. Messages are JSON with a length in front; nothing is ever unpickled.
 """
 
 import fcntl
-import functools
-import importlib
 import json
+import mmap
 import os
 import resource
 import select
 import struct
 import sys
-from collections.abc import Callable
+import time
 from typing import Any, BinaryIO
 
-from rft_ray.grading import grade_gsm8k
+from rft_ray.judgement import PLAIN, GraderError, Judge, Judgement, make_judge
 from rft_ray.types import VERDICTS
 
 HEADER = struct.Struct(">I")
+POSITION = struct.Struct("=q")
 READY = "ready"
 SPARE_CPU_SECONDS = 2
+# What a kill can cost: answers are held back no longer than this.
+FLUSH_SECONDS = 0.05
+CODE_OF = {PLAIN[verdict]: code for code, verdict in enumerate(VERDICTS)}
+JUDGEMENTS = [PLAIN[verdict] for verdict in VERDICTS]
 
-Grader = Callable[[str, str], str]
+Reply = int | list[Any]
 
 
 def main() -> None:
-    """Serve until the request pipe ends. argv: settings as JSON, and a descriptor to live by."""
+    """Serve until the requests end. argv: settings as JSON, a descriptor to live by, one to map."""
     sys.tracebacklimit = 3  # a death is an expected event here, not a page of recursion
-    settings, lifeline = json.loads(sys.argv[-2]), int(sys.argv[-1])
+    settings, lifeline, shared = json.loads(sys.argv[-3]), int(sys.argv[-2]), int(sys.argv[-1])
     requests, replies = _claim_pipes()
     _die_with_parent(lifeline)
     _limit_memory(settings["memory_mb"])
-    grade = _load_grader(settings, replies)
-    _reply(replies, READY)
+    in_hand = mmap.mmap(shared, POSITION.size)
+    try:
+        judge = make_judge(settings)
+    except GraderError as error:
+        _send(replies, str(error))
+        sys.exit(1)
+    _send(replies, READY)
     while (batch := _read_message(requests)) is not None:
-        for completion, answer in batch:
-            _allow_cpu(settings["timeout_s"] + SPARE_CPU_SECONDS)
-            verdict = grade(completion, answer)
-            _reply(replies, verdict if verdict in VERDICTS else "error")
+        _serve(batch, judge, replies, in_hand, settings["timeout_s"])
+
+
+def _serve(
+    batch: list[list[str]], judge: Judge, replies: BinaryIO, in_hand: mmap.mmap, timeout_s: float
+) -> None:
+    """Judge a batch in order; its answers leave together, or every FLUSH_SECONDS."""
+    answers: list[Reply] = []
+    flush_at = 0.0
+    for position, (completion, answer) in enumerate(batch):
+        POSITION.pack_into(in_hand, 0, position)
+        if (now := time.monotonic()) >= flush_at:
+            if answers:
+                _send(replies, answers)
+                answers = []
+            _allow_cpu(timeout_s + SPARE_CPU_SECONDS)
+            flush_at = now + FLUSH_SECONDS
+        answers.append(encode_judgement(judge(completion, answer)))
+    _send(replies, answers)
+
+
+def encode_judgement(judgement: Judgement) -> Reply:
+    """A verdict's number where the rest is what it always is, else all three fields."""
+    code = CODE_OF.get(judgement)
+    return list(judgement) if code is None else code
+
+
+def decode_judgement(reply: Reply) -> Judgement:
+    """The inverse of `encode_judgement`."""
+    return JUDGEMENTS[reply] if isinstance(reply, int) else Judgement(*reply)
 
 
 def encode(message: Any) -> bytes:
@@ -50,24 +86,11 @@ def encode(message: Any) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def _reply(replies: BinaryIO, message: str) -> None:
+def _send(replies: BinaryIO, message: Any) -> None:
     try:
         replies.write(encode(message))
     except BrokenPipeError:
         sys.exit(1)  # the parent was interrupted: nobody reads on
-
-
-def _load_grader(settings: dict[str, Any], replies: BinaryIO) -> Grader:
-    """A grading function of ours by name, or a user's as "module:function"."""
-    name = settings["grader"]
-    if name == "gsm8k":
-        return functools.partial(grade_gsm8k, check_calculations=settings["check_calculations"])
-    module_name, _, function_name = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        _reply(replies, f"cannot load the grader {name!r}: {error}")
-        sys.exit(1)
 
 
 def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -39,7 +39,8 @@ def obey(completion: str, answer: str) -> str:
 
 def nonsense(completion: str, answer: str) -> object:
     """Return what is not a verdict."""
-    return {"list": [], "number": 1, "none": None, "text": "right"}[completion]
+    kinds = {"list": [], "nan": float("nan"), "none": None, "text": "right", "bytes": b"correct"}
+    return kinds[completion]
 
 
 def once(completion: str, answer: str) -> str:

@@ -81,20 +81,20 @@ def test_groups_get_verdicts_and_rewards(gsm8k: Verifier) -> None:
     ],
 )
 def test_only_the_guilty_suffer(orders: list[str], verdict: str, timeout_s: float) -> None:
-    config = VerifierConfig(workers=2, timeout_s=timeout_s, memory_mb=200)
+    config = VerifierConfig(workers=2, timeout_s=timeout_s, memory_mb=200, function=OBEY)
     pairs, expected = [], []
     for order in orders:
         pairs += [(f"correct before {order}", ""), (order, ""), (f"wrong after {order}", "")]
         expected += ["correct", verdict, "wrong"]
     before = children()
-    with Verifier(config, OBEY) as verifier:
+    with Verifier(config) as verifier:
         assert verifier.grade(pairs) == expected
         assert verifier.grade([("correct later", "")]) == ["correct"]
     assert children() <= before
 
 
 def test_a_hanging_completion_costs_its_time_limit_and_little_more() -> None:
-    with Verifier(VerifierConfig(timeout_s=1.0), OBEY) as verifier:
+    with Verifier(VerifierConfig(timeout_s=1.0, function=OBEY)) as verifier:
         verifier.grade([("correct", "")])
         start = time.perf_counter()
         pairs = [(f"wrong {index}", "") for index in range(100)]
@@ -106,29 +106,29 @@ def test_a_hanging_completion_costs_its_time_limit_and_little_more() -> None:
 
 
 def test_the_limit_is_for_one_completion_not_for_a_batch() -> None:
-    with Verifier(VerifierConfig(timeout_s=1.0), OBEY) as verifier:
+    with Verifier(VerifierConfig(timeout_s=1.0, function=OBEY)) as verifier:
         assert verifier.grade([(f"slow {index}", "") for index in range(6)]) == ["wrong"] * 6
 
 
 def test_what_a_grader_prints_and_reads_is_not_the_protocol() -> None:
-    with Verifier(VerifierConfig(timeout_s=20.0), OBEY) as verifier:
+    with Verifier(VerifierConfig(timeout_s=20.0, function=OBEY)) as verifier:
         pairs = [("print", ""), ("stdout", ""), ("stdin", ""), ("correct", "")]
         assert verifier.grade(pairs) == ["wrong", "wrong", "wrong", "correct"]
 
 
 def test_what_is_not_a_verdict_is_an_error() -> None:
-    with Verifier(VerifierConfig(), "hostile_graders:nonsense") as verifier:
-        pairs = [(kind, "") for kind in ("list", "number", "none", "text")]
-        assert verifier.grade(pairs) == ["error"] * 4
+    with Verifier(VerifierConfig(function="hostile_graders:nonsense")) as verifier:
+        pairs = [(kind, "") for kind in ("list", "nan", "none", "text", "bytes")]
+        assert verifier.grade(pairs) == ["error"] * 5
 
 
 def test_an_innocent_victim_of_a_kill_is_graded_again(tmp_path: Path) -> None:
-    with Verifier(VerifierConfig(), "hostile_graders:once") as verifier:
+    with Verifier(VerifierConfig(function="hostile_graders:once")) as verifier:
         assert verifier.grade([("victim", str(tmp_path / "marker"))]) == ["correct"]
 
 
 def test_identical_pairs_are_graded_once() -> None:
-    with Verifier(VerifierConfig(timeout_s=0.5), OBEY) as verifier:
+    with Verifier(VerifierConfig(timeout_s=0.5, function=OBEY)) as verifier:
         start = time.perf_counter()
         assert verifier.grade([("sleep", "")] * 50) == ["timeout"] * 50
         assert verifier.grade([("sleep", "")] * 50) == ["timeout"] * 50
@@ -137,7 +137,7 @@ def test_identical_pairs_are_graded_once() -> None:
 
 def test_a_worker_killed_while_idle_is_replaced() -> None:
     before = children()
-    with Verifier(VerifierConfig(), OBEY) as verifier:
+    with Verifier(VerifierConfig(function=OBEY)) as verifier:
         verifier.grade([("correct", "")])
         for pid in children() - before:
             os.kill(pid, signal.SIGKILL)
@@ -145,7 +145,7 @@ def test_a_worker_killed_while_idle_is_replaced() -> None:
 
 
 def test_an_interrupted_call_leaves_no_stale_replies() -> None:
-    with Verifier(VerifierConfig(timeout_s=20.0), OBEY) as verifier:
+    with Verifier(VerifierConfig(timeout_s=20.0, function=OBEY)) as verifier:
         verifier.grade([("correct", "")])
         main = threading.get_ident()
         timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
@@ -158,8 +158,9 @@ def test_an_interrupted_call_leaves_no_stale_replies() -> None:
 
 @pytest.mark.parametrize("grader", ["no_such_module:f", "hostile_graders:nothing", "nonsense", ":"])
 def test_a_grader_that_cannot_be_loaded_is_named(grader: str) -> None:
-    with Verifier(VerifierConfig(), grader) as verifier, pytest.raises(InputError, match=grader):
-        verifier.grade([("correct", "")])
+    with Verifier(VerifierConfig(function=grader)) as verifier:
+        with pytest.raises(InputError, match=grader):
+            verifier.grade([("correct", "")])
 
 
 @pytest.mark.parametrize("order", ["sleep", "power", "regex"])
@@ -168,7 +169,7 @@ def test_workers_die_with_a_killed_parent_whatever_they_are_doing(order: str) ->
         f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
         "from rft_ray.config import VerifierConfig\n"
         "from rft_ray.verifier import Verifier\n"
-        f"verifier = Verifier(VerifierConfig(timeout_s=600), {OBEY!r})\n"
+        f"verifier = Verifier(VerifierConfig(timeout_s=600, function={OBEY!r}))\n"
         "verifier.grade([('correct', '')])\n"
         "print(verifier._workers[0].process.pid, flush=True)\n"
         f"verifier.grade([({order!r}, '')])\n"
