@@ -15,6 +15,8 @@ limited in size; names, calls, comparisons, bit operators, underscores and non-A
 import re
 from fractions import Fraction
 
+from rft_ray.quick_arithmetic import decide_quickly
+
 MAX_CHARS = 1_000
 MAX_DIGITS = 100
 MAX_DEPTH = 50
@@ -25,10 +27,6 @@ TOKEN = re.compile(
     r"[ \t]*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?|\*\*|//|[-+*/%()])"
 )
 NUMBER = re.compile(r"([0-9]*)\.?([0-9]*)(?:[eE]([+-]?[0-9]{1,2}))?")
-# Most calculations of grade-school problems: so small that floats decide, save near the limit.
-SMALL = r"((?:0|[1-9][0-9]{0,4})(?:\.[0-9]{1,4})?|\.[0-9]{1,4})"
-BINARY = re.compile(rf"{SMALL}([-+*/]){SMALL}=([0-9]{{1,9}}(?:\.[0-9]{{1,4}})?)")
-CLEARLY_RIGHT, CLEARLY_WRONG = 0.0009, 0.0011
 THOUSANDS_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 LEADING_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 PERCENT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)[ \t]*%(?=[ \t]*(?:[-+*/)]|$))")
@@ -63,7 +61,7 @@ def is_equation_right(text: str) -> bool:
     What follows a second "=" is ignored ("2+2=4=4" is right), the right side is one number, and
     whatever cannot be evaluated is not right ("1,000*2=2,000", "08+1=9").
     """
-    if (quick := _decide_quickly(text)) is not None:
+    if (quick := decide_quickly(text)) is not None:
         return quick
     sides = text.split("=")
     if len(text) > MAX_CHARS or len(sides) < 2:
@@ -83,7 +81,7 @@ def is_calculation_right(text: str) -> bool:
     expression, and thousands commas, leading zeros, a `$` and percentages are read: "1,000*2=2,000"
     and "08+1=9" and "50%*2=1" are right. What cannot be evaluated is not right.
     """
-    if (quick := _decide_quickly(text)) is not None:
+    if (quick := decide_quickly(text)) is not None:
         return quick
     if len(text) > MAX_CHARS or "=" not in text:
         return False
@@ -103,28 +101,6 @@ def evaluate_loosely(text: str) -> Fraction:
         raise ExpressionError(f"longer than {MAX_CHARS} characters")
     text = THOUSANDS_COMMA.sub("", text.replace("$", ""))
     return evaluate_expression(PERCENT.sub(r"(\1/100)", LEADING_ZEROS.sub("", text)))
-
-
-def _decide_quickly(text: str) -> bool | None:
-    """The verdict on "a+b=c" with small numbers where floats cannot be mistaken, else None."""
-    match = BINARY.fullmatch(text)
-    if match is None:
-        return None
-    left, operator, right, result = match.groups()
-    a, b, c = float(left), float(right), float(result)
-    if operator == "+":
-        off = a + b - c
-    elif operator == "-":
-        off = a - b - c
-    elif operator == "*":
-        off = a * b - c
-    elif b:
-        off = a / b - c
-    else:
-        return False
-    if -CLEARLY_RIGHT < off < CLEARLY_RIGHT:
-        return True
-    return None if -CLEARLY_WRONG < off < CLEARLY_WRONG else False
 
 
 def parse_literal(text: str) -> Fraction:

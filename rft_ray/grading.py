@@ -73,14 +73,14 @@ def grade_as_paper(completion: str, answer: str, check_calculations: bool = True
     return "correct"
 
 
-def is_equal(value: Fraction, gold: Fraction, tolerance: float = 0.0) -> bool:
+def is_equal(value: Fraction | int, gold: Fraction | int, tolerance: float = 0.0) -> bool:
     """Whether two numbers are the same, or differ by at most `tolerance` of the gold one."""
     if value == gold:
         return True
     return tolerance > 0 and abs(value - gold) <= Fraction(tolerance) * abs(gold)
 
 
-def final_number(completion: str, leniencies: Leniencies = STRICT) -> Fraction | None:
+def final_number(completion: str, leniencies: Leniencies = STRICT) -> Fraction | int | None:
     """The number that is the final answer; None where there is none, or several that differ.
 
     The strongest form that is there decides: `####` before `\\boxed{}` before "the answer is".
@@ -95,8 +95,8 @@ def final_number(completion: str, leniencies: Leniencies = STRICT) -> Fraction |
     return _agreed(finals, leniencies)
 
 
-def _agreed(finals: list[FinalAnswer], leniencies: Leniencies) -> Fraction | None:
-    agreed: Fraction | None = None
+def _agreed(finals: list[FinalAnswer], leniencies: Leniencies) -> Fraction | int | None:
+    agreed: Fraction | int | None = None
     for final in finals:
         value = parse_number(final.text, leniencies, final.form)
         if value is None and final.form != finals[0].form:

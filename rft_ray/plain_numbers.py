@@ -36,7 +36,7 @@ STRICT = Leniencies()
 
 def parse_number(
     text: str, leniencies: Leniencies = STRICT, form: Form = "mark"
-) -> Fraction | None:
+) -> Fraction | int | None:
     """The value of a final answer given in `form`, or None where it is not one number.
 
     "1,000" -> 1000; "$5" -> 5; "18." -> 18; "1/2" -> 1/2; in a box also "\\frac{1}{2}"; in a
@@ -44,7 +44,7 @@ def parse_number(
     """
     text = text.strip()
     if SIMPLE.fullmatch(text):
-        return Fraction(int(text))
+        return int(text)
     if len(text) > MAX_CHARS:
         return None
     if form != "mark":
