@@ -1,7 +1,7 @@
 """Is a completion right? GSM8K's style: pure functions from two texts to a verdict.
 
 Precision comes first: in RFT a false "correct" becomes training data. A final answer is written
-after `####`, in `\\boxed{}`, or after "the answer is" (`final_answers.py` finds it); it must be one
+after `####`, in `\\boxed{}`, or after "the answer is" (`stated_answers.py` finds it); it must be one
 plain number (`plain_numbers.py`) that equals the gold answer as a rational. Final answers that
 differ are none. What cannot be read is `unparsable`, never guessed. Left out: LaTeX, which is the
 style `math`, and numbers in words.
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from rft_ray.arithmetic import is_calculation_right, is_equation_right
-from rft_ray.final_answers import FinalAnswer, find_final_answers
 from rft_ray.leniencies import Leniencies
 from rft_ray.plain_numbers import STRICT, parse_number
+from rft_ray.stated_answers import StatedAnswer, find_stated_answers
 from rft_ray.text_equations import find_text_equations, is_text_equation_right
 from rft_ray.types import Verdict
 
@@ -87,7 +87,7 @@ def final_number(completion: str, leniencies: Leniencies = STRICT) -> Fraction |
     Weaker forms beside it may be unreadable (they are often prose), but a number among them must
     be the same.
     """
-    finals = find_final_answers(completion)
+    finals = find_stated_answers(completion)
     if not finals:
         return None
     if len(finals) == 1:
@@ -95,7 +95,7 @@ def final_number(completion: str, leniencies: Leniencies = STRICT) -> Fraction |
     return _agreed(finals, leniencies)
 
 
-def _agreed(finals: list[FinalAnswer], leniencies: Leniencies) -> Fraction | int | None:
+def _agreed(finals: list[StatedAnswer], leniencies: Leniencies) -> Fraction | int | None:
     agreed: Fraction | int | None = None
     for final in finals:
         value = parse_number(final.text, leniencies, final.form)

@@ -1,20 +1,17 @@
-"""The named leniencies of answer comparison, all off by default.
+"""What a grader may let pass beyond equality: named options, all off by default.
 
-What each one accepts is decided by the grading styles (grading.py, math_grading.py); this file
-only names them, so that a run's config, its report and both styles speak of the same three. There
-is no "lenient" switch that turns on several at once: each false "correct" must have one name.
+A leniency turns some wrong answers into accepted ones, so it is the user's choice and is reported
+with the verdicts. Equality itself is never approximate.
 """
 
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Leniencies:
-    """What a comparison may forgive.
+    """`percent`: "28%" may stand for "28". `tolerance`: relative to the gold answer, 0 is exact.
 
-    percent: 50% is 0.5 (and never 5000 or 0.005).
-    tolerance: the largest relative difference accepted between two decimal numbers; 0 is exact.
-    units: a unit word or degree sign that the answer does not have is ignored.
+    `units`: a unit that only one side states is ignored; two different units never are.
     """
 
     percent: bool = False

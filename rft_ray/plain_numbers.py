@@ -10,8 +10,8 @@ import re
 from fractions import Fraction
 
 from rft_ray.arithmetic import ExpressionError, parse_literal
-from rft_ray.final_answers import Form
 from rft_ray.leniencies import Leniencies
+from rft_ray.stated_answers import Form
 
 MAX_CHARS = 200
 SIMPLE = re.compile(r"-?[0-9]{1,18}")
@@ -40,7 +40,7 @@ def parse_number(
     """The value of a final answer given in `form`, or None where it is not one number.
 
     "1,000" -> 1000; "$5" -> 5; "18." -> 18; "1/2" -> 1/2; in a box also "\\frac{1}{2}"; in a
-    sentence also "18 dollars"; with `percent` "50%" -> 1/2; with `units` "18 dollars" anywhere.
+    sentence also "18 dollars"; with `percent` "50%" -> 50; with `units` "18 dollars" anywhere.
     """
     text = text.strip()
     if SIMPLE.fullmatch(text):
@@ -52,8 +52,7 @@ def parse_number(
     if (value := parse_plain_number(text)) is not None:
         return value
     if leniencies.percent and text.endswith("%"):
-        value = parse_plain_number(text[:-1].rstrip().removesuffix("\\"))
-        return None if value is None else value / 100
+        return parse_plain_number(text[:-1].rstrip().removesuffix("\\"))
     if leniencies.units or form == "phrase":
         return _parse_with_units(text)
     return None

@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from rft_ray.config import ProblemSetConfig
 from rft_ray.errors import InputError
-from rft_ray.final_answers import ANSWER_MARK
 from rft_ray.plain_numbers import parse_plain_number
 from rft_ray.record_checks import describe
+from rft_ray.stated_answers import ANSWER_MARK
 from rft_ray.types import Problem
 
 Raw = dict[str, Any]

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from rft_ray.arithmetic import is_calculation_right
 from rft_ray.errors import first_words
-from rft_ray.final_answers import ANSWER_MARK, final_answer, find_final_answers
 from rft_ray.grading import find_calculations
 from rft_ray.plain_numbers import parse_number
 from rft_ray.selection import path_key
+from rft_ray.stated_answers import ANSWER_MARK, final_answer, find_stated_answers
 from rft_ray.types import Group, Rollout
 
 MAX_CHARS = 100
@@ -130,7 +130,7 @@ def _why_rejected(rollout: Rollout, answer: str) -> str:
 
 
 def _why_unparsable(text: str) -> str:
-    finals = find_final_answers(text)
+    finals = find_stated_answers(text)
     if not any(final.text.strip() for final in finals):
         return "no final answer"
     place = {"mark": f"after {ANSWER_MARK}", "box": "in a box", "phrase": "as the answer"}

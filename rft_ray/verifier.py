@@ -27,8 +27,10 @@ from rft_ray.voting import elect_answers
 BATCH_SECONDS = 0.1
 FIRST_BATCH, LARGEST_BATCH = 16, 512
 BATCH_CHARS = 200_000
-POLL_SECONDS = 0.25
-SLOW_SECONDS = 0.5
+POLL_SECONDS = 0.05
+# From when on an item's neighbours do not wait for it, and how many such items at most.
+SLOW_SECONDS = 0.2
+STAND_INS = 4
 CACHE_ITEMS = 500_000
 
 Pair = tuple[str, str]
@@ -138,7 +140,7 @@ class Verifier:
         found: dict[int, Judgement] = {}
         deaths: Counter[int] = Counter()
         # A call that was interrupted may have left workers that still owe replies.
-        for worker in [worker for worker in self._workers if worker.batch]:
+        for worker in [worker for worker in self._workers if worker.is_busy]:
             self._discard(worker)
         poll = min(POLL_SECONDS, self._config.timeout_s / 4)
         while len(found) < len(pairs):
@@ -148,27 +150,31 @@ class Verifier:
                 self._learn_speed(key.data)
             now = time.monotonic()
             for worker in [w for w in self._workers if w.is_dead or w.is_overdue(now)]:
-                found.update(self._replace(worker, waiting, deaths))
-        for worker in self._workers[self._config.workers :]:
-            self._discard(worker)
+                for index, judgement in self._replace(worker, waiting, deaths):
+                    # a stand-in may have been quicker
+                    found.setdefault(index, judgement)
         return [found[index] for index in range(len(pairs))]
 
     def _hand_out(self, waiting: deque[int], pairs: list[Pair]) -> None:
-        """Start the workers there is work for, and give every idle one a batch."""
+        """Keep `config.workers` workers at work beside those that are held up by a slow item."""
         now = time.monotonic()
-        slow = sum(worker.seconds_in_hand(now) > SLOW_SECONDS for worker in self._workers)
+        slow = [w for w in self._workers if w.is_ready and w.seconds_in_hand(now) > SLOW_SECONDS]
+        for worker in slow:
+            waiting.extendleft(reversed(worker.take_back()))
         workers = self._config.workers
-        wanted = min(workers + min(slow, workers), len(waiting))
-        while len(self._workers) < wanted:
+        held_up = min(len(slow), max(STAND_INS, workers))
+        while len(self._workers) < min(workers, len(waiting)) + held_up and waiting:
             self._workers.append(
                 WorkerProcess(self._settings, self._config.timeout_s, self._selector)
             )
+        busy = sum(worker.is_busy for worker in self._workers) - held_up
         for worker in self._workers:
-            if worker.is_ready and not worker.batch and waiting:
-                share = -(-len(waiting) // len(self._workers))
+            if worker.is_ready and not worker.is_busy and waiting and busy < workers:
+                share = -(-len(waiting) // min(workers, len(self._workers)))
                 count = int(BATCH_SECONDS / self._seconds_per_item)
-                batch = _take_batch(waiting, pairs, min(share, count, LARGEST_BATCH))
+                batch = _take_batch(waiting, pairs, max(1, min(share, count, LARGEST_BATCH)))
                 worker.send(batch, [pairs[index] for index in batch])
+                busy += 1
 
     def _learn_speed(self, worker: WorkerProcess) -> None:
         """Size batches by how long items take, so that a message costs little and binds little."""
@@ -184,9 +190,9 @@ class Verifier:
         if not worker.is_ready:
             code = worker.process.returncode
             raise RuntimeError(f"a verifier worker did not start (exit {code})")
-        if not worker.batch:
+        if not worker.is_busy:
             return
-        before, guilty, after = worker.split_batch()
+        guilty, others = worker.split_batch()
         if not worker.is_dead:
             yield guilty, PLAIN["timeout"]
         else:
@@ -194,8 +200,8 @@ class Verifier:
             if deaths[guilty] == 2:
                 yield guilty, PLAIN["error"]
             else:
-                after.insert(0, guilty)
-        waiting.extendleft(reversed(before + after))
+                others.insert(0, guilty)
+        waiting.extendleft(reversed(others))
 
     def _discard(self, worker: WorkerProcess) -> None:
         self._workers.remove(worker)

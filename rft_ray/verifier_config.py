@@ -12,11 +12,11 @@ class LenienciesConfig(Section):
     """What the comparison of answers forgives; each is counted where it decides."""
 
     percent: bool = False
-    """50% is also 0.5; never 5000."""
+    """A percentage may stand for its number: "28%" for 28."""
     tolerance: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Largest relative difference accepted between two numbers; 0 is exact."""
+    """Largest difference accepted between two numbers, relative to the answer; 0 is exact."""
     units: bool = False
-    """A unit word or degree sign that the answer does not have is ignored."""
+    """A unit that only one side states is ignored."""
 
 
 class VerifierConfig(Section):

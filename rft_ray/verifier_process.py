@@ -31,10 +31,9 @@ BOOT = (
 
 
 class WorkerProcess:
-    """A process and what it owes: `batch` holds the numbers of the items it has not answered."""
+    """A process, and the items of the batch that it has not answered yet."""
 
     def __init__(self, settings: str, timeout_s: float, selector: selectors.BaseSelector) -> None:
-        self.batch: list[int] = []
         self.is_ready = False
         self.is_dead = False
         self.last_seconds_per_item = 0.0
@@ -42,7 +41,9 @@ class WorkerProcess:
         self._selector = selector
         self._outbox = memoryview(b"")
         self._inbox = bytearray()
-        self._size = 0
+        self._batch: list[int] = []
+        self._answered = 0
+        self._is_taken_back = False
         self._sent_at = self._since = time.monotonic()
         self._position = 0
         self._start(settings)
@@ -69,10 +70,14 @@ class WorkerProcess:
         os.set_blocking(self._replies, False)
         self._selector.register(self._replies, selectors.EVENT_READ, self)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it owes answers."""
+        return self._answered < len(self._batch)
+
     def send(self, batch: list[int], pairs: Sequence[tuple[str, str]]) -> None:
         """Give an idle worker a batch; the clock of its first item starts here."""
-        self.batch = batch
-        self._size = len(batch)
+        self._batch, self._answered, self._is_taken_back = batch, 0, False
         POSITION.pack_into(self._in_hand, 0, 0)
         self._position, self._sent_at = 0, time.monotonic()
         self._since = self._sent_at
@@ -98,15 +103,16 @@ class WorkerProcess:
             del messages[0]
         found: dict[int, Judgement] = {}
         for answers in messages:
-            found.update(zip(self.batch, map(decode_judgement, answers), strict=False))
-            del self.batch[: len(answers)]
-        if messages and not self.batch:
-            self.last_seconds_per_item = (time.monotonic() - self._sent_at) / self._size
+            items = self._batch[self._answered : self._answered + len(answers)]
+            found.update(zip(items, map(decode_judgement, answers), strict=True))
+            self._answered += len(answers)
+        if messages and not self.is_busy:
+            self.last_seconds_per_item = (time.monotonic() - self._sent_at) / len(self._batch)
         return found
 
     def seconds_in_hand(self, now: float) -> float:
         """How long the item in hand has been there, or the start has taken; 0 for an idle one."""
-        if self.is_ready and not self.batch:
+        if self.is_ready and not self.is_busy:
             return 0.0
         position = POSITION.unpack_from(self._in_hand)[0]
         if position != self._position:
@@ -118,12 +124,25 @@ class WorkerProcess:
         limit = self._timeout_s if self.is_ready else START_TIMEOUT_S
         return self.seconds_in_hand(now) > limit
 
-    def split_batch(self) -> tuple[list[int], int, list[int]]:
-        """What it owes, as the items done but not answered, the one in hand, and those behind."""
-        answered = self._size - len(self.batch)
-        in_hand = POSITION.unpack_from(self._in_hand)[0] - answered
-        in_hand = min(max(in_hand, 0), len(self.batch) - 1)
-        return self.batch[:in_hand], self.batch[in_hand], self.batch[in_hand + 1 :]
+    def take_back(self) -> list[int]:
+        """The items behind the one in hand, for others to do; once a batch, since they may move on.
+
+        The worker does not know, and should it come to them after all, its answers are as good.
+        """
+        if self._is_taken_back or not self.is_busy:
+            return []
+        self._is_taken_back = True
+        return self._batch[self._in_hand_now() + 1 :]
+
+    def split_batch(self) -> tuple[int, list[int]]:
+        """The item in hand, and those that it still owes besides."""
+        in_hand = self._in_hand_now()
+        behind = [] if self._is_taken_back else self._batch[in_hand + 1 :]
+        return self._batch[in_hand], self._batch[self._answered : in_hand] + behind
+
+    def _in_hand_now(self) -> int:
+        position = POSITION.unpack_from(self._in_hand)[0]
+        return min(max(position, self._answered), len(self._batch) - 1)
 
     def kill(self) -> None:
         """End the process, and those it started, whatever they are doing."""

@@ -8,7 +8,7 @@ nothing is known about any rollout. Left out: votes weighted by reward.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from rft_ray.final_answers import final_answer
+from rft_ray.stated_answers import final_answer
 from rft_ray.types import Group, Verdict
 
 MAX_CANDIDATES = 8

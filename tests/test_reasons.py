@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rft_ray.final_answers import final_answer
 from rft_ray.reasons import MAX_CHARS, reason, reason_class, reasons
 from rft_ray.selection import select_group
+from rft_ray.stated_answers import final_answer
 from rft_ray.types import VERDICTS, Group, Problem, Rollout
 
 PROBLEM = Problem("p", "2+2?", "18")

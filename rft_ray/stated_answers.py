@@ -19,27 +19,27 @@ MAX_ANSWERS = 100
 MAX_SENTENCE_CHARS = 300
 
 
-class FinalAnswer(NamedTuple):
+class StatedAnswer(NamedTuple):
     """A text given as the final answer, and the form it was given in."""
 
     form: Form
     text: str
 
 
-def find_final_answers(completion: str) -> list[FinalAnswer]:
+def find_stated_answers(completion: str) -> list[StatedAnswer]:
     """Everything the completion gives as its final answer, the strongest form first.
 
     After MAX_ANSWERS of a form an unreadable one ends the list: such a text does not answer.
     """
-    finals: list[FinalAnswer] = []
+    finals: list[StatedAnswer] = []
     if ANSWER_MARK in completion:
         parts = completion.split(ANSWER_MARK, MAX_ANSWERS + 1)[1:]
-        finals += [FinalAnswer("mark", part) for part in parts]
+        finals += [StatedAnswer("mark", part) for part in parts]
     if BOX in completion:
-        finals += [FinalAnswer("box", text) for text in find_boxes(completion)]
+        finals += [StatedAnswer("box", text) for text in find_boxes(completion)]
     # a quick look first, since few completions of GSM8K's form have the phrase
     if "nswer" in completion or "NSWER" in completion:
-        finals += [FinalAnswer("phrase", text) for text in _find_phrases(completion)]
+        finals += [StatedAnswer("phrase", text) for text in _find_phrases(completion)]
     return finals
 
 
@@ -48,7 +48,7 @@ def final_answer(text: str) -> str | None:
     _, mark, answer = text.rpartition(ANSWER_MARK)
     if mark:
         return answer.strip()
-    finals = find_final_answers(text)
+    finals = find_stated_answers(text)
     if not finals:
         return None
     return [final for final in finals if final.form == finals[0].form][-1].text.strip()
