@@ -38,23 +38,22 @@ def main() -> None:
     rival = MathVerify()
     results = []
     for style in arguments.styles:
-        rows = load_rows(style, 1500 if arguments.quick else None)
-        results += compare(style, rows, rival, repeats)
+        results += compare(style, load_rows(style), rival, repeats)
     rival.close()
     if "gsm8k" in arguments.styles:
-        results += context_rows(load_rows("gsm8k", None), repeats)
+        results += context_rows(load_rows("gsm8k"), repeats)
     if "math" in arguments.styles:
-        results.append(hanging_row("math", load_rows("math", None), repeats))
+        results.append(hanging_row("math", load_rows("math"), repeats))
     finish(results, rival.version)
 
 
-def load_rows(style: str, count: int | None) -> list[LabelledPair]:
+def load_rows(style: str) -> list[LabelledPair]:
     """The labelled pairs of a style, distinct, or generated ones."""
     names = MATH_DATA if style == "math" else ("gsm8k",)
     rows = [row for name in names if name in DATASETS for row in read_pairs(name)]
     if not rows:
         rows = generated_rows(style)
-    return list({(row.completion, row.answer): row for row in rows}.values())[:count]
+    return list({(row.completion, row.answer): row for row in rows}.values())
 
 
 def generated_rows(style: str) -> list[LabelledPair]:

@@ -1,8 +1,8 @@
 """Is a completion right? GSM8K's style: pure functions from two texts to a verdict.
 
 Precision comes first: in RFT a false "correct" becomes training data. A final answer is written
-after `####`, in `\\boxed{}`, or after "the answer is" (`stated_answers.py` finds it); it must be one
-plain number (`plain_numbers.py`) that equals the gold answer as a rational. Final answers that
+after `####`, in `\\boxed{}`, or after "the answer is" (`stated_answers.py` finds it); it must be
+one plain number (`plain_numbers.py`) that equals the gold answer as a rational. Final answers that
 differ are none. What cannot be read is `unparsable`, never guessed. Left out: LaTeX, which is the
 style `math`, and numbers in words.
 """

@@ -49,3 +49,19 @@ def once(completion: str, answer: str) -> str:
         with open(answer, "w"):
             os.kill(os.getpid(), signal.SIGKILL)
     return "correct"
+
+
+def score(completion: str, answer: str) -> object:
+    """A reward where the completion is a number, else the completion itself."""
+    try:
+        return float(completion)
+    except ValueError:
+        return completion
+
+
+def mark(completion: str, answer: str) -> str:
+    """Leave a file named after the completion in the folder `answer`, or never return."""
+    if completion == "sleep":
+        time.sleep(3600)
+    with open(os.path.join(answer, completion), "w"):
+        return "correct"

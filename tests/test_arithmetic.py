@@ -11,8 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rft_ray.arithmetic import ExpressionError, evaluate_expression, is_equation_right
+from rft_ray.arithmetic import (
+    TOLERANCE,
+    ExpressionError,
+    evaluate_expression,
+    is_calculation_right,
+    is_equation_right,
+)
 from rft_ray.grading import find_calculations
+from rft_ray.quick_arithmetic import decide_quickly
 
 GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k"
 
@@ -162,3 +169,48 @@ def test_every_published_calculation_is_judged_as_by_the_paper() -> None:
     arithmetic = [e for e in equations if re.fullmatch(r"[0-9.+\-*/%()=, ]*", e) and "**" not in e]
     assert len(arithmetic) > 3000
     assert [e for e in arithmetic if is_equation_right(e) != paper_check(e)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ("2+2=4=4", True),
+        ("2+2=4=5", False),
+        ("1,000*2=2,000", True),
+        ("1,00*2=200", False),
+        ("08+1=9", True),
+        ("50%*2=1", True),
+        ("20*50%=10", True),
+        ("7%3=1", True),
+        ("$5+$6=$11", True),
+        ("2000/2=500*2", True),
+        ("1/3=0.33", False),
+        ("10/3=3.3333", True),
+        ("7=7", True),
+        ("7", False),
+        ("x=7", False),
+        ("", False),
+        ("=", False),
+        ("1/0=1", False),
+    ],
+)
+def test_calculations_are_read_as_arithmetic(text: str, is_right: bool) -> None:
+    assert is_calculation_right(text) is is_right
+
+
+small = st.integers(0, 99_999).map(str) | st.decimals(0, 9_999, places=3).map(str)
+chains = st.lists(st.tuples(st.sampled_from("+-*/"), small), min_size=1, max_size=5)
+shifts = st.sampled_from([0, 1, Fraction(1, 1000), Fraction(9, 10_000), Fraction(11, 10_000)])
+
+
+@settings(deadline=None, max_examples=500)
+@given(small, chains, shifts, st.integers(0, 12))
+def test_a_quick_decision_is_the_exact_one(
+    first: str, rest: list[tuple[str, str]], shift: Fraction, places: int
+) -> None:
+    left = first + "".join(operator + number for operator, number in rest)
+    with suppress(ExpressionError):
+        exact = evaluate_expression(left)
+        written = f"{float(exact + shift):.{places}f}"
+        decided = decide_quickly(f"{left}={written}")
+        assert decided in (None, abs(exact - Fraction(written)) < TOLERANCE)

@@ -105,6 +105,48 @@ def test_a_hanging_completion_costs_its_time_limit_and_little_more() -> None:
     assert verdicts == ["wrong"] * 100
 
 
+HOSTILE = {
+    "2 MB": "x" * 2_000_000,
+    "2 MB of marks": "####" * 500_000,
+    "open braces": "\\boxed" + "{" * 10**5,
+    "nested boxes": "\\boxed{" * 10**5 + "18" + "}" * 10**5,
+    "a million digits": "#### " + "9" * 10**6,
+    "a tower": "<<9**9**9**9=1>>#### 18",
+    "deep parentheses": "<<" + "(" * 10**5 + "1" + ")" * 10**5 + "=1>>#### 18",
+    "NULs": "#### 18" + "\0" * 1000,
+    "a lone surrogate": "#### 18\ud800",
+    "full-width digits": "#### \uff11\uff18",
+    "right-to-left digits": "#### \u0661\u0668",
+    "right-to-left override": "#### \u202e81",
+    "equals signs": "=" * 10**5 + "#### 18 #### 19",
+    "spaces": "#### 18" + " " * 10**6 + "x",
+    "words": "the answer is 18 " + "a " * 10**5,
+}
+
+
+@pytest.mark.parametrize("max_chars", [20_000, 3_000_000])
+def test_hostile_texts_are_decided_in_time_beside_their_neighbours(max_chars: int) -> None:
+    config = VerifierConfig(timeout_s=10.0, max_chars=max_chars, check_equations=True)
+    with Verifier(config) as verifier:
+        verifier.grade([("#### 18", "18")])
+        for name, text in HOSTILE.items():
+            start = time.perf_counter()
+            verdicts = verifier.grade([(f"{name} #### 18", "18"), (text, "18"), ("18", text)])
+            assert time.perf_counter() - start < config.timeout_s + 1, name
+            assert verdicts[0] == "correct", name
+            assert verdicts[1] in ("unparsable", "miscalculated"), name
+            assert verdicts[2] == "error", name
+
+
+def test_a_slow_completion_does_not_hold_its_neighbours_up(tmp_path: Path) -> None:
+    with Verifier(VerifierConfig(timeout_s=6.0, function="hostile_graders:mark")) as verifier:
+        pairs = [("sleep", ""), *((f"mark {index}", str(tmp_path)) for index in range(20))]
+        assert verifier.grade(pairs) == ["timeout", *["correct"] * 20]
+        marked_at = max(path.stat().st_mtime for path in tmp_path.iterdir())
+        # the last neighbour was done well before the slow one's limit
+        assert time.time() - marked_at > 2.0
+
+
 def test_the_limit_is_for_one_completion_not_for_a_batch() -> None:
     with Verifier(VerifierConfig(timeout_s=1.0, function=OBEY)) as verifier:
         assert verifier.grade([(f"slow {index}", "") for index in range(6)]) == ["wrong"] * 6
@@ -158,9 +200,9 @@ def test_an_interrupted_call_leaves_no_stale_replies() -> None:
 
 @pytest.mark.parametrize("grader", ["no_such_module:f", "hostile_graders:nothing", "nonsense", ":"])
 def test_a_grader_that_cannot_be_loaded_is_named(grader: str) -> None:
-    with Verifier(VerifierConfig(function=grader)) as verifier:
-        with pytest.raises(InputError, match=grader):
-            verifier.grade([("correct", "")])
+    config = VerifierConfig(function=grader)
+    with Verifier(config) as verifier, pytest.raises(InputError, match=grader):
+        verifier.grade([("correct", "")])
 
 
 @pytest.mark.parametrize("order", ["sleep", "power", "regex"])
