@@ -130,11 +130,13 @@ def _verdict_bars(rows: dict[str, Line]) -> Html:
 
 
 def _verdict_table(rows: list[Line]) -> Html:
+    # correct, but refused by a readability filter
+    refused = ["refused"] if any(_verdict_count(row, "refused") for row in rows) else []
+    columns = (*VERDICTS, *refused)
     cells = [
-        (_name(row), *(f"{_verdict_count(row, verdict):,.0f}" for verdict in VERDICTS))
-        for row in rows
+        (_name(row), *(f"{_verdict_count(row, column):,.0f}" for column in columns)) for row in rows
     ]
-    return _table_by_round(("rollouts", *VERDICTS), rows, cells)
+    return _table_by_round(("rollouts", *columns), rows, cells)
 
 
 def _table_by_round(

@@ -74,7 +74,8 @@ def path_key(text: str) -> str:
 def group_statistics(group: Group) -> dict[str, Any]:
     """Counts for a group, all policies pooled and each alone: {"pooled": {...}, "policies": {...}}.
 
-    Each holds `rollouts`, one count for every verdict, `accepted`, `selected`, `distinct_paths`
+    Each holds `rollouts`, one count for every verdict, `refused` (correct, but not fit to be read,
+    see `readability.py`), `accepted`, `selected`, `distinct_paths`
     (among accepted rollouts) and `distinct_paths_with_gold`, which adds the gold solution's path as
     the paper's Table 2 does. The two are never mixed.
     """
@@ -107,6 +108,7 @@ def _count(rollouts: Iterable[Rollout], gold_keys: set[str]) -> dict[str, int]:
     return {
         "rollouts": len(rollouts),
         **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
+        "refused": sum(r.verdict == "correct" and r.reward == 0.0 for r in rollouts),
         "accepted": sum(rollout.is_accepted for rollout in rollouts),
         "distinct_paths": len(keys),
         "distinct_paths_with_gold": len(keys | gold_keys),

@@ -15,8 +15,9 @@ BOX = "\\boxed"
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 PHRASE = re.compile(r"\bthe (?:final |correct )?answer is\b:?", re.IGNORECASE)
 SENTENCE_END = re.compile(r"\.(?=\s|$)|[\n!?;]")
-MAX_ANSWERS = 100
+MAX_ANSWERS = 20
 MAX_SENTENCE_CHARS = 300
+MAX_BOX_CHARS = 2_000
 
 
 class StatedAnswer(NamedTuple):
@@ -55,7 +56,7 @@ def final_answer(text: str) -> str | None:
 
 
 def find_boxes(text: str) -> list[str]:
-    """The contents of every outermost `\\boxed{...}`; an empty text for one that is not closed."""
+    """The contents of every outermost `\\boxed{...}`; an empty text for one that is not closed soon."""
     boxes: list[str] = []
     start = text.find(BOX)
     while start >= 0 and len(boxes) <= MAX_ANSWERS:
@@ -70,11 +71,11 @@ def find_boxes(text: str) -> list[str]:
 
 
 def _closing_brace(text: str, opening: int) -> int | None:
-    """Where the group that opens at `opening` ends; None where none opens, or it never ends."""
+    """Where the group that opens at `opening` ends; None where none opens or it is too long."""
     if not text.startswith("{", opening):
         return None
     depth = 0
-    for match in BRACE.finditer(text, opening):
+    for match in BRACE.finditer(text, opening, opening + MAX_BOX_CHARS):
         brace = match[0]
         depth += (brace == "{") - (brace == "}")
         if depth == 0 and brace == "}":

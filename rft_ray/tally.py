@@ -79,8 +79,8 @@ class Tally:
         }
 
     def verdicts(self, name: str) -> dict[str, int]:
-        """Rollouts by verdict."""
-        return {verdict: self.counts[name][verdict] for verdict in VERDICTS}
+        """Rollouts by verdict, and those of the correct that a readability filter refused."""
+        return {verdict: self.counts[name][verdict] for verdict in (*VERDICTS, "refused")}
 
     def names(self) -> list[str]:
         """The policies in order of appearance, then `pooled` and, after round 0, `all_rounds`."""

@@ -142,6 +142,7 @@ def test_both_countings_of_paths_are_given_per_policy_and_pooled() -> None:
                 "rollouts",
                 "correct",
                 "wrong",
+                "refused",
                 "accepted",
                 "distinct_paths",
                 "distinct_paths_with_gold",
@@ -150,9 +151,9 @@ def test_both_countings_of_paths_are_given_per_policy_and_pooled() -> None:
         ]
         for name, row in [("pooled", statistics["pooled"]), *statistics["policies"].items()]
     }
-    assert counts["pooled"] == [4, 3, 1, 3, 2, 2, 2]
-    assert counts["a"] == [2, 2, 0, 2, 2, 2, 1]
-    assert counts["b"] == [2, 1, 1, 1, 1, 2, 1]
+    assert counts["pooled"] == [4, 3, 1, 0, 3, 2, 2, 2]
+    assert counts["a"] == [2, 2, 0, 0, 2, 2, 2, 1]
+    assert counts["b"] == [2, 1, 1, 0, 1, 1, 2, 1]
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="shared data is not here")
