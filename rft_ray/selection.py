@@ -75,9 +75,9 @@ def group_statistics(group: Group) -> dict[str, Any]:
     """Counts for a group, all policies pooled and each alone: {"pooled": {...}, "policies": {...}}.
 
     Each holds `rollouts`, one count for every verdict, `refused` (correct, but not fit to be read,
-    see `readability.py`), `accepted`, `selected`, `distinct_paths`
-    (among accepted rollouts) and `distinct_paths_with_gold`, which adds the gold solution's path as
-    the paper's Table 2 does. The two are never mixed.
+    see `readability.py`), `accepted`, `selected`, `distinct_paths` (among accepted rollouts) and
+    `distinct_paths_with_gold`, which adds the gold solution's path as the paper's Table 2 does. The
+    two are never mixed.
     """
     by_policy: dict[str, list[Rollout]] = {}
     for rollout in group.rollouts:

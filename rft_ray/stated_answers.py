@@ -56,7 +56,7 @@ def final_answer(text: str) -> str | None:
 
 
 def find_boxes(text: str) -> list[str]:
-    """The contents of every outermost `\\boxed{...}`; an empty text for one that is not closed soon."""
+    """The contents of every outermost `\\boxed{...}`; an empty text for one not closed soon."""
     boxes: list[str] = []
     start = text.find(BOX)
     while start >= 0 and len(boxes) <= MAX_ANSWERS:
