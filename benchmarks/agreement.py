@@ -3,9 +3,9 @@
     python benchmarks/agreement.py [--data gsm8k math_cot ...] [--style STYLE]
 
 Grades labelled completions with our verifier and with math-verify, final answers only, and counts
-against the labels: false positives (called correct, labelled wrong), false negatives, time-outs.
-Every disagreement of ours is listed, with why it is right to disagree where
-`benchmarks/disagreements.json` says so.
+against the labels: false positives (called correct, labelled wrong), false negatives, time-outs;
+disagreements on rows whose label is debatable are counted apart. Every disagreement of ours is
+listed, with why it is right to disagree where `benchmarks/disagreements.json` says so.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from labelled_pairs import DATASETS, LabelledPair, read_pairs
 from math_verify_rival import MathVerify
 
 REASONS = Path(__file__).with_name("disagreements.json")
-COLUMNS = ("false_positives", "false_negatives", "timeouts", "errors")
+COLUMNS = ("false_positives", "false_negatives", "on_debatable", "timeouts", "errors")
 
 
 def main() -> None:
@@ -66,8 +66,11 @@ def compare(rows: list[LabelledPair], verdicts: list[str]) -> Counter[str]:
     counts = Counter[str]()
     for row, verdict in zip(rows, verdicts, strict=True):
         is_correct = verdict == "correct"
-        counts["false_positives"] += is_correct and not row.is_right
-        counts["false_negatives"] += row.is_right and not is_correct
+        if row.is_debatable:
+            counts["on_debatable"] += is_correct != row.is_right
+        else:
+            counts["false_positives"] += is_correct and not row.is_right
+            counts["false_negatives"] += row.is_right and not is_correct
         counts["timeouts"] += verdict == "timeout"
         counts["errors"] += verdict == "error"
     return counts
@@ -98,7 +101,7 @@ def result_rows(name: str, ours: Counter[str], theirs: Counter[str]) -> list[dic
             "goal": 1.0,
             "unit": "rows",
         }
-        for column in COLUMNS[:3]
+        for column in ("false_positives", "false_negatives", "timeouts")
     ]
 
 
