@@ -10,8 +10,6 @@ listed, with why it is right to disagree where `benchmarks/disagreements.json` s
 
 import argparse
 import json
-import os
-import platform
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,8 @@ COLUMNS = ("false_positives", "false_negatives", "on_debatable", "timeouts", "er
 
 def main() -> None:
     """Print a table and the disagreements of every data set, and the JSON line."""
+    from rft_ray.benchmark_summary import finish
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="*", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--style", help="instead of the data set's own")
@@ -48,7 +48,7 @@ def main() -> None:
         list_disagreements(rows, ours)
         results += result_rows(name, compare(rows, ours), compare(rows, theirs))
     rival.close()
-    finish(results, rival.version)
+    finish(__file__, results, rival_versions={"math-verify": rival.version})
 
 
 def grade_ours(rows: list[LabelledPair], style: str) -> list[str]:
@@ -103,22 +103,6 @@ def result_rows(name: str, ours: Counter[str], theirs: Counter[str]) -> list[dic
         }
         for column in ("false_positives", "false_negatives", "timeouts")
     ]
-
-
-def finish(results: list[dict[str, Any]], rival_version: str) -> None:
-    """Write the result file and print it as the last line."""
-    from rft_ray.run_dir import installed_versions
-
-    summary = {
-        "name": "agreement",
-        "results": results,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": {**installed_versions(), "math-verify": rival_version},
-    }
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "agreement.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

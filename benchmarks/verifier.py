@@ -10,14 +10,11 @@ texts made to hang a verifier. Where the published data is not there, generated 
 """
 
 import argparse
-import json
 import os
-import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from labelled_pairs import DATASETS, LabelledPair, read_pairs
@@ -30,6 +27,8 @@ Pairs = list[tuple[str, str]]
 
 def main() -> None:
     """Measure every row, print the table and the JSON line."""
+    from rft_ray.benchmark_summary import finish
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 4 minutes on 2 cores")
     parser.add_argument("--styles", nargs="*", choices=GOALS, default=list(GOALS))
@@ -44,7 +43,7 @@ def main() -> None:
         results += context_rows(load_rows("gsm8k"), repeats)
     if "math" in arguments.styles:
         results.append(hanging_row("math", load_rows("math"), repeats))
-    finish(results, rival.version)
+    finish(__file__, results, rival_versions={"math-verify": rival.version})
 
 
 def load_rows(style: str) -> list[LabelledPair]:
@@ -160,7 +159,7 @@ def precision_and_recall(verdicts: Sequence[str], labels: Sequence[bool]) -> tup
 
 def context_rows(rows: list[LabelledPair], repeats: int) -> list[dict[str, Any]]:
     """Style gsm8k with calculations checked, with more workers, and with hanging texts."""
-    pairs = [(row.completion, row.answer) for row in rows]
+    pairs = copies([(row.completion, row.answer) for row in rows])
     plain = statistics.median(measure_ours("gsm8k", pairs, repeats, check_calculations=False)[0])
     full = statistics.median(measure_ours("gsm8k", pairs, repeats)[0])
     print(f"gsm8k with calculations checked: {full:.0f} pairs per CPU second")
@@ -174,22 +173,28 @@ def context_rows(rows: list[LabelledPair], repeats: int) -> list[dict[str, Any]]
     ]
 
 
+def copies(pairs: Pairs) -> Pairs:
+    """Eight distinct texts of each, so that there is something to measure."""
+    return [(f"{number}. {text}", answer) for number in range(8) for text, answer in pairs]
+
+
 def wall_rate(pairs: Pairs, workers: int) -> float:
-    """Pairs per second of wall-clock time, over enough distinct pairs to be worth starting."""
+    """Pairs per second of wall-clock time."""
     from rft_ray.verifier import Verifier
     from rft_ray.verifier_config import VerifierConfig
 
-    work = [(f"{number}. {text}", answer) for number in range(8) for text, answer in pairs]
     with Verifier(VerifierConfig(workers=workers)) as verifier:
         verifier.grade([(f"{number} #### 1", "1") for number in range(100 * workers)])
         started = time.perf_counter()
-        verifier.grade(work)
-        return len(work) / (time.perf_counter() - started)
+        verifier.grade(pairs)
+        return len(pairs) / (time.perf_counter() - started)
 
 
 def hanging_row(style: str, rows: list[LabelledPair], repeats: int) -> dict[str, Any]:
     """What it costs when one text in a hundred is made to hang a verifier."""
     pairs = [(row.completion, row.answer) for row in rows]
+    if style == "gsm8k":
+        pairs = copies(pairs)
     hostile = list(pairs)
     for number, index in enumerate(range(50, len(pairs), 100)):
         hostile[index] = (hanging_text(number), pairs[index][1])
@@ -236,22 +241,6 @@ def result_row(
         "unit": "pairs/s" if "workers" in what else "pairs per CPU second",
     }
     return {**row, "info": True} if info else row
-
-
-def finish(results: list[dict[str, Any]], rival_version: str) -> None:
-    """Write the result file and print it as the last line."""
-    from rft_ray.run_dir import installed_versions
-
-    summary = {
-        "name": "verifier",
-        "results": results,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": {**installed_versions(), "math-verify": rival_version},
-    }
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "verifier.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary))
 
 
 if __name__ == "__main__":
