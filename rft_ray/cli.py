@@ -8,14 +8,13 @@ standard error.
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from rft_ray import __version__
+from rft_ray.arguments import parse_arguments
 from rft_ray.errors import InputError, one_line
-from rft_ray.verify_options import EXAMPLE as VERIFY_EXAMPLE
-from rft_ray.verify_options import add_verify_options, verify_config
+from rft_ray.verify_options import verify_config
 
 if TYPE_CHECKING:
     from rft_ray.config import RunConfig
@@ -24,43 +23,13 @@ if TYPE_CHECKING:
     from rft_ray.types import Group
 
 EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED = 0, 2, 130
-EXPORT_FORMATS = ("query-response", "messages", "preference")
-DESCRIPTION = """\
-Rejection-sampling fine-tuning on a Ray cluster: sample solutions, verify them, select a diverse
-subset, train on it, evaluate."""
-CONFIG_EXAMPLE = """\
-examples:
-  rft-ray {command} configs/quickstart.yaml
-  rft-ray {command} configs/quickstart.yaml run_dir=runs/a sampling.k=8 policies.0.name=small"""
-SELECT_EXAMPLE = """\
-GROUPS must have verdicts (rft-ray verify). Rules: paper keeps one accepted rollout per list of
-calculations (Yuan et al. 2023, Algorithm 1), none keeps every accepted rollout.
-
-example:
-  rft-ray select verified.parquet -o selected.parquet"""
-
-EXPORT_EXAMPLE = """\
-GROUPS is a selected groups file (rft-ray select) or a run directory, of which the newest selected
-rollouts are taken. The gold solution of a problem comes first, then its selected rollouts. OUT
-ends in .jsonl or .parquet, or has no ending: then it becomes a folder in Hugging Face's layout.
-
-examples:
-  rft-ray export runs/quickstart -o rft.jsonl --format query-response
-  rft-ray export runs/quickstart/round-000/selected -o rft-chat --format messages
-  rft-ray export selected.parquet -o pairs.parquet --format preference"""
-INSPECT_EXAMPLE = """\
-SOURCE is a groups file, or a run directory, of which the newest round is taken.
-
-examples:
-  rft-ray inspect runs/quickstart
-  rft-ray inspect runs/quickstart --problem train-12 --round 0 | less"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code (0 done, 2 wrong input, 130 interrupted, 1 by traceback)."""
-    args = _build_parser().parse_args(arguments)
+    args = parse_arguments(arguments)
     try:
-        return args.command(args)
+        return COMMANDS[args.command](args)
     except InputError as error:
         print(f"rft-ray: error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_INPUT
@@ -74,7 +43,7 @@ def _run(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     if config.mode == "online":
-        return _run_online(args.part, config)
+        return _run_online(args.command, config)
     from rft_ray import offline
 
     parts = {
@@ -83,8 +52,21 @@ def _run(args: argparse.Namespace) -> int:
         "train": offline.run_train,
         "evaluate": offline.run_evaluate,
     }
-    parts[args.part](config)
+    parts[args.command](config)
     return EXIT_DONE
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from rft_ray.submit import submit_run
+
+    return submit_run(
+        args.config,
+        args.overrides,
+        args.address,
+        image=args.image,
+        install=not args.no_install,
+        detach=args.detach,
+    )
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -241,90 +223,17 @@ def _print_end(groups: "GroupReader", out: str) -> None:
     print(f"wrote {one_line(out)}")
 
 
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rft-ray", description=DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"rft-ray {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_run_commands(commands)
-    _add_groups_commands(commands)
-    _add_inspect_command(commands)
-    report = _add_command(commands, "report", "rebuild the HTML report of a run", _report)
-    report.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run, finished or not")
-    _add_command(commands, "doctor", "check versions, devices and Ray, a line each", _doctor)
-    return parser
-
-
-def _add_run_commands(commands: "argparse._SubParsersAction") -> None:
-    helps = {
-        "run": "the whole job: sample, verify, select, train, evaluate; continues where it stopped",
-        "sample": "sample, verify and select rollouts of a run",
-        "train": "train the target of a run on what was selected",
-        "evaluate": "score the checkpoints of a run on held-out problems",
-        "plan": "does a run fit on its machines, and how much will its budget sample",
-    }
-    for part, text in helps.items():
-        example = CONFIG_EXAMPLE.format(command=part)
-        function = _plan if part == "plan" else _run
-        command = _add_command(commands, part, text, function, example)
-        command.set_defaults(part=part)
-        command.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
-        command.add_argument(
-            "overrides", metavar="key=value", nargs="*", help="config fields to change"
-        )
-        if part == "plan":
-            command.add_argument(
-                "--pass-rates",
-                metavar="SOURCE",
-                help="run directory or graded groups file that says how hard the problems are",
-            )
-
-
-def _add_groups_commands(commands: "argparse._SubParsersAction") -> None:
-    verify = _add_command(
-        commands, "verify", "grade the rollouts of a groups file", _verify, VERIFY_EXAMPLE
-    )
-    select = _add_command(
-        commands, "select", "mark the diverse subset of a groups file", _select, SELECT_EXAMPLE
-    )
-    export = _add_command(
-        commands, "export", "write the selected rollouts as a dataset", _export, EXPORT_EXAMPLE
-    )
-    for command in (verify, select, export):
-        command.add_argument("groups", metavar="GROUPS", help="groups file to read")
-        command.add_argument("-o", "--out", metavar="OUT", required=True, help="what to write")
-        command.add_argument(
-            "--skip-bad", action="store_true", help="skip and count malformed records"
-        )
-    add_verify_options(verify)
-    select.add_argument(
-        "--rule", choices=["paper", "none"], default="paper", help="default: %(default)s"
-    )
-    export.add_argument(
-        "--format", choices=EXPORT_FORMATS, default=EXPORT_FORMATS[0], help="default: %(default)s"
-    )
-
-
-def _add_inspect_command(commands: "argparse._SubParsersAction") -> None:
-    text = "show why each rollout was kept or dropped"
-    inspect = _add_command(commands, "inspect", text, _inspect, INSPECT_EXAMPLE)
-    inspect.add_argument("source", metavar="SOURCE", help="run directory or groups file")
-    inspect.add_argument("--problem", metavar="ID", help="show this problem's rollouts and texts")
-    inspect.add_argument("--round", metavar="N", type=int, help="round of a run (default: newest)")
-
-
-def _add_command(
-    commands: "argparse._SubParsersAction",
-    name: str,
-    text: str,
-    function: Callable[[argparse.Namespace], int],
-    epilog: str = "",
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(command=function)
-    return parser
+COMMANDS = {
+    "run": _run,
+    "sample": _run,
+    "train": _run,
+    "evaluate": _run,
+    "plan": _plan,
+    "submit": _submit,
+    "verify": _verify,
+    "select": _select,
+    "export": _export,
+    "inspect": _inspect,
+    "report": _report,
+    "doctor": _doctor,
+}

@@ -53,7 +53,10 @@ __all__ = [
     "TrainerConfig",
     "VerifierConfig",
     "cluster_address",
+    "forget_cluster_address",
     "is_cluster_job",
+    "package_index_settings",
+    "upload_ignored_files",
 ]
 
 Control = Literal["own", "random", "no_dedup"]
@@ -93,6 +96,9 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: TrackersConfig = TrackersConfig()
     machines: MachinesConfig | None = None
+    wait_for_cluster_s: Annotated[float, Field(ge=0.0)] = 0.0
+    """Seconds to wait for a cluster to grow to what the run needs; 0: a cluster that is too small
+    is refused at once."""
 
     @property
     def own_policy(self) -> PolicyConfig | None:
@@ -137,6 +143,8 @@ class RunConfig(Section):
             )
         if self.mode == "online" and self.own_policy is None:
             raise ValueError("mode online needs a policy with the target's model: the live policy")
+        if self.mode == "online" and any(policy.sampler.max_replicas for policy in self.policies):
+            raise ValueError("sampler.max_replicas is for mode offline only")
         if self.mode == "online" and self.budget != BudgetConfig():
             raise ValueError("budget is for mode offline; online, a problem gets sampling.k")
         self._check_temperatures()
@@ -195,3 +203,20 @@ def cluster_address() -> str | None:
 def is_cluster_job() -> bool:
     """Whether this process is the driver of a submitted Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def forget_cluster_address() -> None:
+    """Make Ray's clients, which prefer the environment's address, use the one they are given."""
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)
+
+
+def upload_ignored_files() -> None:
+    """Make Ray upload what it is told to, whatever .gitignore says."""
+    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"
+
+
+def package_index_settings() -> dict[str, str]:
+    """Where pip finds packages, as far as the environment says so."""
+    names = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+    return {name: os.environ[name] for name in names if os.environ.get(name)}

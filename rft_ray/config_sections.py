@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+Labels = dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]]
 StartFrom = Literal["base", "sft", "current"]
 WORD_PROBLEM_SPLITS = ("train", "validation", "heldout")
 
@@ -141,6 +142,11 @@ class SamplerConfig(Section):
     """0 runs vLLM on the CPU; otherwise it must equal tensor_parallel_size."""
     cpus_per_replica: Annotated[float, Field(gt=0.0)] = 1.0
     """Logical CPUs that Ray reserves for the replica."""
+    max_replicas: Count | None = None
+    """Replicas while there is more to sample than `num_replicas` take, as far as the cluster has or
+    gets room; none: always `num_replicas`. Offline only."""
+    labels: Labels = {}
+    """Labels that the node of a replica must have, with their values (`ray start --labels`)."""
     max_rollouts_in_flight: Count = 512
     """Rollouts asked of a replica at a time: the back-pressure of the stream. Twice vLLM's
     max_num_seqs keeps the engine full."""
@@ -156,7 +162,17 @@ class SamplerConfig(Section):
                 f"gpus_per_replica ({self.gpus_per_replica}) differs from "
                 f"tensor_parallel_size ({self.tensor_parallel_size})"
             )
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(
+                f"max_replicas ({self.max_replicas}) is less than "
+                f"num_replicas ({self.num_replicas})"
+            )
         return self
+
+    @property
+    def most_replicas(self) -> int:
+        """How many there may be at a time."""
+        return self.max_replicas or self.num_replicas
 
 
 class RecipeConfig(Section):
@@ -245,6 +261,8 @@ class TrainerConfig(Section):
     """0 trains on the CPU (gloo), 1 on a GPU (NCCL)."""
     cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
     """Logical CPUs that Ray reserves for a rank."""
+    labels: Labels = {}
+    """Labels that the node of a rank must have, with their values."""
     threads_per_worker: Annotated[int, Field(ge=0)] = 0
     """Torch threads of a rank; 0: the machine's cores divided by the ranks."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2

@@ -180,6 +180,7 @@ def train(
         count = write_training_set(study, task, groups, job)
         say(f"train {task.job}: {count} examples")
         steps = planned_steps(task.recipe, count)
+        study.make_room()
         with (
             study.run.timed("train", job=task.job, round=task.round),
             follow_training(study.run.metrics, task.job, task.round, steps),

@@ -4,7 +4,8 @@
 
 `run_offline` is the method in the order it happens, a verb a line (Yuan et al. 2023, section 3;
 they do one round). Every step looks first whether its result is in the run directory, so the same
-command continues a killed run. Left out: freeing the samplers' devices while the target trains.
+command continues a killed run. Where samplers and trainer do not fit on the cluster together, a
+training ends the samplers, and what samples next starts them again.
 """
 
 import os
@@ -165,8 +166,9 @@ def train_and_score(
     from rft_ray.scoring import rft_stage, score_round
 
     study, stage = scorer.study, rft_stage(scorer.study, number)
-    has_validation = "validation" in study.problems
-    watch = (lambda weights: scorer.validate(stage, weights)) if has_validation else None
+    # Checkpoints are scored while the training goes on where there are samplers beside it.
+    is_watched = "validation" in study.problems and study.order == "together"
+    watch = (lambda weights: scorer.validate(stage, weights)) if is_watched else None
     controls = train_controls(study, number, checkpoints)
     checkpoints = train_target(study, number, checkpoints, watch)
     return checkpoints, score_round(scorer, number, checkpoints, controls)

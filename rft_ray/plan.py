@@ -1,21 +1,23 @@
 """`rft-ray plan`: do a config's engines and training ranks fit on the machines it names?
 
-Only arithmetic on the config: nothing is started and nothing downloaded. Samplers stay up while the
-target trains, so what both need is added up. A model's size is read from its folder, or from its
-name where there is no folder yet. Left out: time, cost, disks, the verifier's processes, offloaded
-parameters, and the whole model that each rank reads into main memory below ZeRO-3.
+Only arithmetic on the config: nothing is started and nothing downloaded. Where there is no room for
+samplers beside the trainer, an offline run has them in turns; online, what both need is added up. A
+model's size is read from its folder, or from its name where there is no folder yet. Left out: time,
+cost, disks, the verifier's processes, offloaded parameters, and the whole model that each rank
+reads into main memory below ZeRO-3.
 """
 
 import json
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rft_ray.config import MachinesConfig, RunConfig, SamplerConfig, TrainerConfig
 from rft_ray.errors import InputError
+from rft_ray.placement import Room, find_order
 
 GB = 1e9
 USABLE = 0.9
@@ -54,6 +56,8 @@ class Part:
     """Of the model, the largest one of the trainer; none: not known."""
     device_gb: float | None
     """What weights and training state take of the memory of one device; none: not known."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Which a copy's node has to have."""
 
     @property
     def is_trainer(self) -> bool:
@@ -66,12 +70,12 @@ def print_plan(config: RunConfig) -> int:
 
     Raises InputError with all that does not fit, in one line.
     """
-    machines, parts = config.machines, list_parts(config)
+    machines = config.machines
+    parts = [replace(part, labels={}) for part in list_parts(config)]
     print(f"{'part':24} {'copies':>6} {'GPUs':>6} {'CPUs':>6} {'GB a device':>12}  largest model")
     for part in parts:
         print(_row(part))
-    gpus, cpus = _sum(parts, "gpus"), _sum(parts, "cpus")
-    print(f"{gpus:g} GPUs and {cpus:g} CPUs in all, as samplers stay up while the target trains")
+    print(f"{describe_amounts(parts)} in all")
     print(
         f"a device may be filled to {USABLE:.0%}; a training rank's GB include {ALLOWANCE_GB:g} GB"
         " of buffers and the activations of a micro-batch"
@@ -84,7 +88,19 @@ def print_plan(config: RunConfig) -> int:
     if problems := check_placement(config):
         raise InputError(f"the run does not fit: {'; '.join(problems)}")
     print(f"fits on {_describe(machines)}")
+    if find_order(parts, _rooms(machines), config.mode == "online") == "in turns":
+        print("but not at once: samplers end before a training and start again after it")
     return 0
+
+
+def describe_amounts(parts: list[Part]) -> str:
+    """The devices of some parts together, in words."""
+    return f"{_sum(parts, 'gpus'):g} GPUs and {_sum(parts, 'cpus'):g} CPUs"
+
+
+def _rooms(machines: MachinesConfig) -> list[Room]:
+    """The machines as far as counts of devices go; labels are known on the cluster only."""
+    return [Room(machines.cpus_per_node, machines.gpus_per_node)] * machines.nodes
 
 
 def _print_refresh(config: RunConfig) -> None:
@@ -121,10 +137,15 @@ def check_placement(config: RunConfig) -> list[str]:
     machines = config.machines
     if machines is None:
         return []
-    parts = list_parts(config)
-    return [
+    parts = [replace(part, labels={}) for part in list_parts(config)]
+    counts = [
         *_check_count(parts, "GPUs", machines.nodes, machines.gpus_per_node),
         *_check_count(parts, "CPUs", machines.nodes, machines.cpus_per_node),
+    ]
+    if not counts and find_order(parts, _rooms(machines), config.mode == "online") is None:
+        counts = [_why_not_placed(parts, machines, config.mode)]
+    return [
+        *counts,
         *_check_gpu_memory(parts, machines.gpu_memory_gb),
         *_check_main_memory(parts, machines),
     ]
@@ -148,6 +169,7 @@ def _sampler_part(name: str, model: str, sampler: SamplerConfig) -> Part:
         cpus=sampler.cpus_per_replica * (1 if sampler.gpus_per_replica else devices),
         size=size,
         device_gb=size and size.parameters * width / devices / GB,
+        labels=sampler.labels,
     )
 
 
@@ -162,6 +184,7 @@ def _trainer_part(config: RunConfig) -> Part:
         cpus=trainer.cpus_per_worker,
         size=largest,
         device_gb=largest and rank_gb(largest.parameters, trainer),
+        labels=trainer.labels,
     )
 
 
@@ -215,7 +238,7 @@ def _activation_bytes(parameters: int, trainer: TrainerConfig) -> float:
 
 
 def _check_count(parts: list[Part], unit: str, nodes: int, per_node: int) -> Iterator[str]:
-    """Clauses about whole devices: of one copy, of each phase, of both together."""
+    """Clauses about whole devices: of one copy, and of each phase."""
     field = unit.lower()
     samplers = _sum([part for part in parts if not part.is_trainer], field)
     trainer = _sum([part for part in parts if part.is_trainer], field)
@@ -227,34 +250,29 @@ def _check_count(parts: list[Part], unit: str, nodes: int, per_node: int) -> Ite
     for phase, needed in (("samplers", samplers), ("trainer", trainer)):
         if needed > nodes * per_node:
             yield f"{phase}: {needed:g} {unit} needed, {there}"
-    if max(samplers, trainer) <= nodes * per_node < samplers + trainer:
-        yield (
-            f"samplers ({samplers:g}) and trainer ({trainer:g}) need {samplers + trainer:g} {unit} "
-            f"together, as samplers stay up while the target trains; {there}"
-        )
-    elif not too_wide and not _packs(parts, field, nodes, per_node):
-        yield f"no way to place replicas and ranks whole, {unit} on one node each: {there}"
+
+
+def _why_not_placed(parts: list[Part], machines: MachinesConfig, mode: str) -> str:
+    """A clause about a run each of whose phases has enough devices in number."""
+    samplers = [part for part in parts if not part.is_trainer]
+    trainer = [part for part in parts if part.is_trainer]
+    there = _describe(machines)
+    for field_name, per_node in (
+        ("gpus", machines.gpus_per_node),
+        ("cpus", machines.cpus_per_node),
+    ):
+        both, here = _sum(parts, field_name), machines.nodes * per_node
+        if mode == "online" and both > here:
+            own = f"samplers ({_sum(samplers, field_name):g}) and trainer"
+            return (
+                f"{own} ({_sum(trainer, field_name):g}) need {both:g} {field_name.upper()[:-1]}s "
+                f"together, as online they work at the same time; {there}: {here} in all"
+            )
+    return f"no way to place replicas and ranks whole on one node each: {there}"
 
 
 def _sum(parts: list[Part], field: str) -> float:
     return sum(part.copies * getattr(part, field) for part in parts)
-
-
-def _packs(parts: list[Part], field: str, nodes: int, per_node: int) -> bool:
-    """Whether every copy finds a node with room, the largest placed first.
-
-    True where the sum is too much already, which is said elsewhere.
-    """
-    if _sum(parts, field) > nodes * per_node:
-        return True
-    free = [float(per_node)] * nodes
-    copies = (getattr(p, field) for p in parts if getattr(p, field) for _ in range(p.copies))
-    for size in sorted(copies, reverse=True):
-        node = next((n for n, room in enumerate(free) if room >= size - 1e-9), None)
-        if node is None:
-            return False
-        free[node] -= size
-    return True
 
 
 def _check_gpu_memory(parts: list[Part], gpu_memory_gb: float | None) -> Iterator[str]:

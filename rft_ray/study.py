@@ -6,8 +6,8 @@ and milliseconds to refresh. Training is in `fine_tuning.py`, scoring in `scorin
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from rft_ray.config import (
 )
 from rft_ray.console import say
 from rft_ray.models import find_folder, resolve_model
+from rft_ray.placement import Order
 from rft_ray.problems import load_problems
 from rft_ray.prompts import Prompt, make_prompt
 from rft_ray.run_dir import RunDir, keep_problems, open_run_dir
@@ -83,8 +84,12 @@ class Study:
     """By set: train, heldout, the out-of-domain sets and, where there is one, validation."""
     models: dict[str, Model]
     """By name; the policies, then the target."""
+    order: Order = "together"
+    """Whether there is room for samplers beside the trainer."""
     trained: dict[str, list[Weights]] = field(default_factory=dict)
     """Checkpoints by what decides them: equal trainings are done once."""
+    running: list["Samplers"] = field(default_factory=list)
+    """The engines, while there are any."""
 
     @property
     def target(self) -> Model:
@@ -96,17 +101,43 @@ class Study:
         """The models that sample rollouts."""
         return [self.models[policy.name] for policy in self.config.policies]
 
+    def make_room(self) -> None:
+        """End the engines where a training needs their devices; the next refresh starts them."""
+        if self.order == "in turns":
+            for samplers in self.running:
+                samplers.stop()
+
 
 @dataclass(frozen=True, slots=True)
 class Samplers:
-    """The running engines: a handle per sampler, and which sampler serves which model."""
+    """The engines of a run: a handle per sampler, and which sampler serves which model.
 
-    handles: dict[str, "DeploymentHandle"]
+    They may be stopped, to leave their devices to a training, and started again: a sampler that
+    starts holds the base, like one that was restarted, and is refreshed before it is asked.
+    """
+
+    start_engines: Callable[[], AbstractContextManager[dict[str, "DeploymentHandle"]]]
     serving: dict[str, str]
     application: dict[str, str]
     tokenizer: dict[str, str]
-    max_model_len: dict[str, int]
     max_rollouts_in_flight: dict[str, int]
+    handles: dict[str, "DeploymentHandle"] = field(default_factory=dict)
+    """Of the running samplers; empty while they are stopped."""
+    max_model_len: dict[str, int] = field(default_factory=dict)
+    _running: ExitStack = field(default_factory=ExitStack)
+
+    def start(self) -> None:
+        """Start the engines, where they are not running."""
+        if self.handles:
+            return
+        self.handles.update(self._running.enter_context(self.start_engines()))
+        lengths = {n: h.max_model_len.remote().result() for n, h in self.handles.items()}
+        self.max_model_len.update(lengths)
+
+    def stop(self) -> None:
+        """End the engines and let go of their devices."""
+        self.handles.clear()
+        self._running.close()
 
     def policy(
         self, name: str, weights: Weights, prompt: Prompt, sampling: dict[str, Any]
@@ -128,6 +159,7 @@ class Samplers:
 @contextmanager
 def open_study(config: RunConfig) -> Iterator[Study]:
     """The run's folder, problems and Ray session; wrong input is found before anything heavy."""
+    from rft_ray.preflight import check_cluster
     from rft_ray.ray_session import naming_logs, start_ray, stop_ray
     from rft_ray.trackers import tracking
 
@@ -146,8 +178,9 @@ def open_study(config: RunConfig) -> Iterator[Study]:
         with tracking(config.trackers, run.path, config.model_dump(mode="json")):
             start_ray(job=f"rft-ray {run.path.name}")
             try:
+                order = check_cluster(config, run.path)
                 with naming_logs():
-                    yield Study(config, run, problems, models)
+                    yield Study(config, run, problems, models, order)
             finally:
                 stop_ray()
 
@@ -225,29 +258,41 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
     if own is None:
         models[TARGET] = (study.target.base, config.target.sampler)
     run_id = hashlib.sha256(str(study.run.path).encode()).hexdigest()[:8]
-    say(f"samplers: starting {', '.join(models)} (about a minute)")
-    with ExitStack() as stack:
-        with study.run.timed("start samplers"):
-            handles = stack.enter_context(
-                deployed_samplers(models, run_id, config.evaluation.parity_tolerance)
-            )
-        yield Samplers(
-            handles=handles,
-            serving=serving,
-            application={name: application_name(run_id, name) for name in models},
-            tokenizer={name: model.base for name, model in study.models.items()},
-            max_model_len={n: h.max_model_len.remote().result() for n, h in handles.items()},
-            max_rollouts_in_flight={
-                name: sampler.max_rollouts_in_flight * sampler.num_replicas
-                for name, (_, sampler) in models.items()
-            },
-        )
+
+    @contextmanager
+    def engines() -> Iterator[dict[str, "DeploymentHandle"]]:
+        say(f"samplers: starting {', '.join(models)} (about a minute)")
+        with ExitStack() as stack:
+            with study.run.timed("start samplers"):
+                handles = stack.enter_context(
+                    deployed_samplers(models, run_id, config.evaluation.parity_tolerance)
+                )
+            yield handles
+
+    samplers = Samplers(
+        start_engines=engines,
+        serving=serving,
+        application={name: application_name(run_id, name) for name in models},
+        tokenizer={name: model.base for name, model in study.models.items()},
+        max_rollouts_in_flight={
+            name: sampler.max_rollouts_in_flight * sampler.most_replicas
+            for name, (_, sampler) in models.items()
+        },
+    )
+    study.running.append(samplers)
+    try:
+        samplers.start()
+        yield samplers
+    finally:
+        study.running.remove(samplers)
+        samplers.stop()
 
 
 def refresh(study: Study, samplers: Samplers, name: str, weights: Weights) -> None:
     """Put a checkpoint into the running sampler of a model, checked against the trainer."""
     from rft_ray.sampler import refresh_sampler
 
+    samplers.start()
     sampler = samplers.serving[name]
     reports = refresh_sampler(samplers.handles[sampler], weights)
     study.run.log(

@@ -134,7 +134,10 @@ def fit(
             backend="nccl" if on_gpu else "gloo", timeout_s=math.ceil(trainer.collective_timeout_s)
         ),
         scaling_config=ScalingConfig(
-            num_workers=trainer.num_workers, use_gpu=on_gpu, resources_per_worker=resources
+            num_workers=trainer.num_workers,
+            use_gpu=on_gpu,
+            resources_per_worker=resources,
+            label_selector=trainer.labels or None,
         ),
         run_config=RunConfig(
             name=name,

@@ -52,13 +52,26 @@ def test_half_the_machines_are_refused_with_the_numbers(capsys: pytest.CaptureFi
     assert check(LARGE, "machines.nodes=2") == [
         "trainer: 24 GPUs needed, 2 nodes with 8 GPUs each: 16 in all"
     ]
+    online = CONFIGS / "llama2_7b_online.yaml"
     together = (
-        "samplers (4) and trainer (4) need 8 GPUs together, as samplers stay up while the target "
-        "trains; 1 node with 4 GPUs each: 4 in all"
+        "samplers (4) and trainer (4) need 8 GPUs together, as online they work at the same time; "
+        "1 node with 4 GPUs of 80 GB and 96 CPUs each: 4 in all"
     )
-    assert check(SMALL, "machines.gpus_per_node=4") == [together]
-    assert main(["plan", str(SMALL), "machines.gpus_per_node=4"]) == 2
+    assert check(online, "machines.gpus_per_node=4") == [together]
+    assert main(["plan", str(online), "machines.gpus_per_node=4"]) == 2
     assert capsys.readouterr().err == f"rft-ray: error: the run does not fit: {together}\n"
+
+
+def test_offline_one_set_of_gpus_serves_both_phases(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(SMALL, "machines.gpus_per_node=4") == []
+    assert main(["plan", str(SMALL), "machines.gpus_per_node=4"]) == 0
+    assert "samplers end before a training" in capsys.readouterr().out
+    assert main(["plan", str(SMALL), "machines.gpus_per_node=8"]) == 0
+    assert "samplers end before a training" not in capsys.readouterr().out
+    assert check(SMALL, "machines.gpus_per_node=3") == [
+        "samplers: 4 GPUs needed, 1 node with 3 GPUs each: 3 in all",
+        "trainer: 4 GPUs needed, 1 node with 3 GPUs each: 3 in all",
+    ]
 
 
 def test_memory_that_is_too_small_is_refused_with_the_numbers() -> None:
@@ -97,21 +110,20 @@ def test_a_replica_is_placed_whole() -> None:
     machines = {"nodes": 4, "gpus_per_node": 4}
     problems = check_placement(small_run(sampler=wide, machines={**machines, "nodes": 16}))
     assert "sampler a: a replica needs 8 GPUs on one node of 4" in problems
-    # Three replicas of three leave 1 + 1 + 1 + 4 GPUs: room for two ranks of two, not for three.
-    three = {"tensor_parallel_size": 3, "gpus_per_replica": 3}
-    ranks = {"num_workers": 3, "gpus_per_worker": 2}
-    (problem,) = check_placement(small_run(sampler=three, trainer=ranks, machines=machines))
-    assert problem.startswith("no way to place replicas and ranks whole, GPUs on one node each")
-    two = {**ranks, "num_workers": 2}
-    assert check_placement(small_run(sampler=three, trainer=two, machines=machines)) == []
+    # Four nodes of three GPUs have room for four ranks of two, not for five, though that is ten.
+    machines = {"nodes": 4, "gpus_per_node": 3}
+    ranks = {"num_workers": 5, "gpus_per_worker": 2}
+    (problem,) = check_placement(small_run(trainer=ranks, machines=machines))
+    assert problem.startswith("no way to place replicas and ranks whole on one node each: 4 nodes")
+    assert check_placement(small_run(trainer={**ranks, "num_workers": 4}, machines=machines)) == []
 
 
 def test_cpus_and_main_memory_are_counted_too() -> None:
     on_cpu = {"cpus_per_replica": 2, "tensor_parallel_size": 2, "vllm": {"dtype": "float32"}}
     ranks = {"num_workers": 2, "cpus_per_worker": 3}
-    config = small_run(sampler=on_cpu, trainer=ranks, machines={"cpus_per_node": 17})
+    config = small_run(sampler=on_cpu, trainer=ranks, machines={"cpus_per_node": 11})
     (problem,) = check_placement(config)
-    assert problem.startswith("samplers (12) and trainer (6) need 18 CPUs together")
+    assert problem == "samplers: 12 CPUs needed, 1 node with 11 CPUs each: 11 in all"
     machines = {"cpus_per_node": 18, "memory_gb": 200}
     (problem,) = check_placement(small_run(sampler=on_cpu, trainer=ranks, machines=machines))
     assert "GB of main memory needed, of 1 x 200 GB 180.0 can be used" in problem
@@ -209,7 +221,7 @@ def test_a_folder_of_another_kind_is_not_guessed_and_a_broken_one_refused(tmp_pa
 def test_without_machines_the_plan_says_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(SMALL), "machines=null", "sampler.num_replicas=3"]) == 0
     out = capsys.readouterr().out
-    assert "7 GPUs and 7 CPUs in all, as samplers stay up while the target trains" in out
+    assert "7 GPUs and 7 CPUs in all" in out
     assert "names no machines" in out
 
 
