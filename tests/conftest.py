@@ -10,9 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 BASES = Path(__file__).parents[1] / "configs" / "quickstart_base"
 RUN_ID = "tests"
+
+# On a machine with other things to do an example may take any time.
+settings.register_profile("any time", deadline=None)
+settings.load_profile("any time")
 
 # A shell starts what it puts into the background with interrupts ignored; the tests send some.
 signal.signal(signal.SIGINT, signal.default_int_handler)
