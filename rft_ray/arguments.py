@@ -6,6 +6,7 @@ Nothing but argparse is imported, so that --help is instant; what commands do is
 import argparse
 
 from rft_ray import __version__
+from rft_ray.select_options import SELECT_EXAMPLE, add_select_options
 from rft_ray.verify_options import EXAMPLE as VERIFY_EXAMPLE
 from rft_ray.verify_options import add_verify_options, positive_float
 
@@ -17,13 +18,6 @@ CONFIG_EXAMPLE = """\
 examples:
   rft-ray {command} configs/quickstart.yaml
   rft-ray {command} configs/quickstart.yaml run_dir=runs/a sampling.k=8 policies.0.name=small"""
-SELECT_EXAMPLE = """\
-GROUPS must have verdicts (rft-ray verify). Rules: paper keeps one accepted rollout per list of
-calculations (Yuan et al. 2023, Algorithm 1), none keeps every accepted rollout.
-
-example:
-  rft-ray select verified.parquet -o selected.parquet"""
-
 EXPORT_EXAMPLE = """\
 GROUPS is a selected groups file (rft-ray select) or a run directory, of which the newest selected
 rollouts are taken. The gold solution of a problem comes first, then its selected rollouts. OUT
@@ -47,7 +41,8 @@ SOURCE is a groups file, or a run directory, of which the newest round is taken.
 
 examples:
   rft-ray inspect runs/quickstart
-  rft-ray inspect runs/quickstart --problem train-12 --round 0 | less"""
+  rft-ray inspect runs/quickstart --problem train-12 --round 0 | less
+  rft-ray inspect verified.parquet --paths"""
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -150,9 +145,7 @@ def _add_groups_commands(commands: "argparse._SubParsersAction") -> None:
             "--skip-bad", action="store_true", help="skip and count malformed records"
         )
     add_verify_options(verify)
-    select.add_argument(
-        "--rule", choices=["paper", "none"], default="paper", help="default: %(default)s"
-    )
+    add_select_options(select)
     export.add_argument(
         "--format", choices=EXPORT_FORMATS, default=EXPORT_FORMATS[0], help="default: %(default)s"
     )
@@ -163,6 +156,7 @@ def _add_inspect_command(commands: "argparse._SubParsersAction") -> None:
     inspect = _add_command(commands, "inspect", text, INSPECT_EXAMPLE)
     inspect.add_argument("source", metavar="SOURCE", help="run directory or groups file")
     inspect.add_argument("--problem", metavar="ID", help="show this problem's rollouts and texts")
+    inspect.add_argument("--paths", action="store_true", help="distinct paths, also against k")
     inspect.add_argument("--round", metavar="N", type=int, help="round of a run (default: newest)")
 
 

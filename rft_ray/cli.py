@@ -8,12 +8,13 @@ standard error.
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from rft_ray.arguments import parse_arguments
 from rft_ray.errors import InputError, one_line
+from rft_ray.select_options import read_test_text, selection_config
 from rft_ray.verify_options import verify_config
 
 if TYPE_CHECKING:
@@ -110,18 +111,23 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _select(args: argparse.Namespace) -> int:
     from rft_ray.records import check_output, read_groups, write_groups
+    from rft_ray.selection_counts import SelectionCounts, select_each
 
     check_output(args.out, source=args.groups)
+    config, test = selection_config(args), read_test_text(args)
     groups = read_groups(args.groups, skip_bad=args.skip_bad)
-    pooled: Counter[str] = Counter()
-    policies: dict[str, Counter[str]] = {}
-    selected = _select_each(_with_progress("select", groups), args.rule, pooled, policies)
+    counts = SelectionCounts()
+    selected = select_each(_with_progress("select", groups), config, counts, test)
     problems = write_groups(args.out, selected)
+    pooled = counts.pooled
     print(f"selected {pooled['selected']} of {pooled['rollouts']} rollouts of {problems} problems")
-    columns = ("rollouts", "correct", "accepted", "distinct_paths", "selected")
-    print(" ".join(f"{column:>14}" for column in columns))
-    for name, row in [*policies.items(), ("(all)", pooled)]:
-        print(" ".join(f"{row[column]:14d}" for column in columns), "", one_line(name))
+    print("\n".join(counts.table()))
+    if test is not None:
+        left_out = counts.contaminated
+        print(
+            f"overlapping with test problems: {left_out['problems']} problems, "
+            f"{left_out['rollouts']} accepted rollouts left out"
+        )
     _print_end(groups, args.out)
     return EXIT_DONE
 
@@ -155,7 +161,11 @@ def _inspect(args: argparse.Namespace) -> int:
 
     source = find_source(args.source, args.round)
     groups = open_source(source)
-    if args.problem is None:
+    if args.paths:
+        from rft_ray.path_table import path_tables
+
+        show(path_tables(_with_progress("inspect", groups)))
+    elif args.problem is None:
         head = [f"groups: {one_line(str(source))}", ""]
         show(chain(head, problem_table(_with_progress("inspect", groups))))
     else:
@@ -174,27 +184,6 @@ def _doctor(args: argparse.Namespace) -> int:
     from rft_ray.doctor import run_doctor
 
     return run_doctor()
-
-
-def _select_each(
-    groups: Iterable["Group"],
-    rule: str,
-    pooled: Counter[str],
-    policies: dict[str, Counter[str]],
-) -> Iterator["Group"]:
-    """Raises InputError at the end where no rollout had a verdict, so that nothing is written."""
-    from rft_ray.selection import group_statistics, select_group
-    from rft_ray.types import VERDICTS
-
-    for group in groups:
-        chosen = select_group(group, rule)
-        statistics = group_statistics(chosen)
-        pooled.update(statistics["pooled"])
-        for name, row in statistics["policies"].items():
-            policies.setdefault(name, Counter()).update(row)
-        yield chosen
-    if not any(pooled[verdict] for verdict in VERDICTS):
-        raise InputError("no rollout has a verdict: grade the file with `rft-ray verify` first")
 
 
 def _with_progress(label: str, groups: "GroupReader | Pool") -> Iterator["Group"]:

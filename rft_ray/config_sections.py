@@ -14,6 +14,8 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Labels = dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]]
 StartFrom = Literal["base", "sft", "current"]
+Rule = Literal["paper", "none", "text", "equation_set", "equations", "random", "shortest",
+               "longest", "reward", "max_min"]  # fmt: skip
 WORD_PROBLEM_SPLITS = ("train", "validation", "heldout")
 
 
@@ -84,6 +86,9 @@ class ProblemsConfig(Section):
     """What is reported. Never looked at for any choice."""
     out_of_domain: dict[Name, ProblemSetConfig] = {}
     """Further sets that are reported, by name, after SFT and after each round."""
+    decontaminate_words: Count | None = None
+    """Leave out of `train` what shares this many words in a row with a problem of the other sets,
+    gold solutions included (10 and 13 are usual); none: nothing is left out."""
 
     @model_validator(mode="after")
     def _names_are_free(self) -> "ProblemsConfig":
@@ -248,8 +253,22 @@ class TargetConfig(Section):
 class SelectionConfig(Section):
     """Which of the accepted rollouts the target is trained on."""
 
-    rule: Literal["paper", "none"] = "paper"
-    """paper: Yuan et al. Algorithm 1, one rollout per equation list; none: every accepted one."""
+    rule: Rule = "paper"
+    """paper: Yuan et al. Algorithm 1, one rollout per equation list; none: every accepted one;
+    text: one per text; equation_set: as paper, in whatever order the equations are; equations: as
+    paper, in whatever order operands are, plain-text equations where there are no `<<...>>`. Of
+    these a cap keeps the first. In order of preference, as many as there are paths or the cap
+    allows: random, shortest, longest, reward (highest first), max_min (furthest apart)."""
+    without_calculations: Literal["one_path", "text"] = "one_path"
+    """Rollouts without equations are one path (Yuan et al.), or one for each text."""
+    cap: Count | None = None
+    """Most rollouts kept of a problem, which balances problems; none: no limit."""
+    cap_per_policy: Count | None = None
+    """Most rollouts kept of a problem by one policy; none: no limit."""
+    balance_policies: bool = False
+    """The cap takes one rollout of each policy in turn, in the rule's order."""
+    seed: int = 0
+    """Of rule random, with the problem's id."""
 
 
 class TrainerConfig(Section):

@@ -1,22 +1,22 @@
 """Controls: what the target is trained on instead, to see what pooling and selection are worth.
 
-Pure functions of a selected group. own: the paper's rule over the rollouts of one policy (Yuan et
+Pure functions of a selected group. own: the run's rule over the rollouts of one policy (Yuan et
 al. 2023, RFT without U); no_dedup: every accepted rollout (their Table 5); random: as many of each
 problem's accepted rollouts as were selected, so only diversity differs, not the amount.
 """
 
-import hashlib
-import random
 from dataclasses import replace
 
-from rft_ray.selection import Rule, select_group
+from rft_ray.config_sections import SelectionConfig
+from rft_ray.selection import EVERYTHING, select_group
+from rft_ray.selection_rules import seeded
 from rft_ray.types import Group
 
 
-def own_rollouts(group: Group, policy: str, rule: Rule) -> Group:
+def own_rollouts(group: Group, policy: str, selection: SelectionConfig) -> Group:
     """The group with the rollouts of one policy only, selected among themselves."""
     own = [rollout for rollout in group.rollouts if rollout.policy == policy]
-    return select_group(Group(group.problem, own), rule)
+    return select_group(Group(group.problem, own), selection)
 
 
 def random_rollouts(group: Group, seed: int) -> Group:
@@ -25,13 +25,11 @@ def random_rollouts(group: Group, seed: int) -> Group:
     The draw depends on the seed and the problem's id alone.
     """
     accepted = [index for index, rollout in enumerate(group.rollouts) if rollout.is_accepted]
-    identity = f"{seed}\x1f{group.problem.id}".encode("utf-8", "surrogatepass")
-    draw = random.Random(hashlib.sha256(identity).digest())
-    chosen = set(draw.sample(accepted, len(group.selected)))
+    chosen = set(seeded(group.problem.id, seed).sample(accepted, len(group.selected)))
     rollouts = [replace(r, selected=index in chosen) for index, r in enumerate(group.rollouts)]
     return Group(group.problem, rollouts)
 
 
 def all_accepted(group: Group) -> Group:
     """The group with every accepted rollout selected."""
-    return select_group(group, "none")
+    return select_group(group, EVERYTHING)

@@ -115,7 +115,7 @@ def train_controls(
     own = study.config.own_policy
     select: dict[str, Callable[[Group], Group]] = {
         "own": lambda group: own_rollouts(
-            group, own.name if own else "", study.config.selection.rule
+            group, own.name if own else "", study.config.selection
         ),
         "random": lambda group: random_rollouts(group, study.config.seed),
         "no_dedup": all_accepted,

@@ -100,7 +100,7 @@ def live_training(
         recipe=target.rft,
         online=online,
         prompt=target.prompt,
-        rule=study.config.selection.rule,
+        selection=study.config.selection,
         live_policy=live,
         metrics_path=str(study.run.metrics),
         application=samplers.application[samplers.serving[TARGET]],

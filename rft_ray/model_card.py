@@ -103,7 +103,10 @@ def _policies(config: RunConfig) -> str:
         for policy in config.policies
     ]
     headers = ("policy", "model", "k", "temperature", "top_p", "max_tokens")
-    return markdown_table(headers, rows) + f"\nSelection: {config.selection.rule}.\n"
+    selection = config.selection
+    options = {"rule": selection.rule, **selection.model_dump(exclude_defaults=True)}
+    words = ", ".join(f"{name} {value}" for name, value in options.items())
+    return markdown_table(headers, rows) + f"\nSelection: {words}.\n"
 
 
 def _counts(selections: list[dict[str, Any]]) -> str:

@@ -14,8 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from rft_ray.config_sections import SelectionConfig
 from rft_ray.packing import ExampleColumns, plan_step
-from rft_ray.selection import Rule, select_group
+from rft_ray.selection import EVERYTHING, select_group
 from rft_ray.trainer import StepBatch, step_batch
 from rft_ray.types import Example, Group, Problem, Rollout
 
@@ -43,18 +44,18 @@ def make_online_step(
     groups: Iterable[Group],
     encode: Callable[[Problem], list[int]],
     max_length: int,
-    rule: Rule = "none",
+    selection: SelectionConfig = EVERYTHING,
     ratio_for: str | None = None,
     gold: Sequence[Example] = (),
 ) -> OnlineStep:
     """The examples of a step from its graded groups.
 
-    `encode` gives the prompt's ids as the policies saw them (`Prompt.encode`). `rule` may select
-    among the accepted rollouts first. Rollouts of the policy `ratio_for` carry their sampler's
-    log-probabilities into the loss; all others are learned without a ratio. Raises ValueError where
-    such a rollout has none, or not one a token.
+    `encode` gives the prompt's ids as the policies saw them (`Prompt.encode`). `selection` may
+    choose among the accepted rollouts first. Rollouts of the policy `ratio_for` carry their
+    sampler's log-probabilities into the loss; all others are learned without a ratio. Raises
+    ValueError where such a rollout has none, or not one a token.
     """
-    groups = [select_group(group, rule) for group in groups]
+    groups = [select_group(group, selection) for group in groups]
     examples, dropped = list[Example](), Counter[str]()
     for group in groups:
         prompt_ids = encode(group.problem) if group.selected else []

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rft_ray.config import OnlineConfig, RecipeConfig, TrainerConfig
+from rft_ray.config import OnlineConfig, RecipeConfig, SelectionConfig, TrainerConfig
 from rft_ray.online_batches import OnlineStep, make_online_step, online_weights, rank_batches
 from rft_ray.packing import ExampleColumns
 from rft_ray.prompts import Prompt
 from rft_ray.ray_metrics import Meter, line_points
 from rft_ray.sampling import refresh_facts
-from rft_ray.selection import Rule
+from rft_ray.selection import EVERYTHING
 from rft_ray.trainer import (
     exported_folders,
     fit,
@@ -55,7 +55,7 @@ class OnlineJob:
     recipe: RecipeConfig
     online: OnlineConfig
     prompt: Prompt
-    rule: Rule
+    selection: SelectionConfig
     """Which of the accepted rollouts are learned from."""
     live_policy: str
     metrics_path: str
@@ -288,7 +288,7 @@ class LiveSide:
             groups,
             lambda problem: job.prompt.encode(problem, self._tokenizer),
             job.recipe.max_length,
-            rule=job.rule if job.online.select else "none",
+            selection=job.selection if job.online.select else EVERYTHING,
             ratio_for=job.live_policy if job.online.clip_low is not None else None,
         )
 

@@ -9,10 +9,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from rft_ray.arithmetic import is_calculation_right
+from rft_ray.equations import path_key
 from rft_ray.errors import first_words
 from rft_ray.grading import find_calculations
 from rft_ray.plain_numbers import parse_number
-from rft_ray.selection import path_key
 from rft_ray.stated_answers import ANSWER_MARK, final_answer, find_stated_answers
 from rft_ray.types import Group, Rollout
 

@@ -18,8 +18,10 @@ from rft_ray.page import (
     table,
     tag,
 )
+from rft_ray.path_report import finders, worth
+from rft_ray.path_sums import Curves, PathSums
 from rft_ray.plots import line_plot
-from rft_ray.rollout_summary import PathSums, RolloutSummary
+from rft_ray.rollout_summary import RolloutSummary
 from rft_ray.types import VERDICTS
 
 # Colours of the page's palette: green for correct, reds and browns for what the policy got wrong.
@@ -40,7 +42,8 @@ def rollout_statistics(rows: list[Line]) -> Html:
     note = (
         "Means over all problems, the unsolved ones included. A path is the ordered list of "
         "calculations of an accepted rollout: right, and not cut off by the token limit. Pooled, "
-        "a path counts once, whichever policies found it."
+        "a path counts once, whichever policies found it; exclusive are those that one policy "
+        "alone found. Coverage is the share of problems with an accepted rollout."
     )
     if last:
         note += (
@@ -86,20 +89,32 @@ def _curves(sums: PathSums, title: str, origin: str) -> Html:
         f"{', ' + origin if origin else '. '}Pooled takes k from every policy."
     )
     plot = line_plot("Distinct paths per problem", "k, rollouts per policy", curves, log_x=True)
+    heading = tag("h3", title) if title else ""
+    pair = tag("div", plot, _curve_table(curves), class_="pair")
+    with_gold = tag(
+        "details",
+        tag("summary", "The same with the gold solution's path (the paper's Table 2)"),
+        _curve_table(sums.curves(sums.with_gold)),
+    )
+    note = tag("p", note, class_="note")
+    return join([heading, note, pair, with_gold, finders(sums), worth(sums)])
+
+
+def _curve_table(curves: Curves) -> Html:
     ks = sorted({k for points in curves.values() for k, _ in points})
     rows = [
         (f"{k:.0f}", *(f"{dict(points)[k]:.2f}" if k in dict(points) else ""
                        for points in curves.values()))
         for k in ks
     ]  # fmt: skip
-    heading = tag("h3", title) if title else ""
-    pair = tag("div", plot, table(("k", *curves), rows), class_="pair")
-    return join([heading, tag("p", note, class_="note"), pair])
+    return table(("k", *curves), rows)
 
 
 def _rollout_table(rows: list[Line]) -> Html:
-    keys = ("rollouts", "correct", "distinct_paths", "distinct_paths_with_gold", "selected")
-    headers = ("per problem", "rollouts", "correct", "distinct paths", "with gold", "selected",
+    keys = ("rollouts", "correct", "distinct_paths", "distinct_paths_with_gold", "exclusive_paths",
+            "covered", "selected")  # fmt: skip
+    headers = ("per problem", "rollouts", "correct", "distinct paths", "with gold",
+               "exclusive", "coverage", "selected",
                "correct share", "selected in all", "problems", "too long")  # fmt: skip
     cells = []
     for row in rows:

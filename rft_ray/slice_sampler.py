@@ -11,13 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from rft_ray.equations import path_key
 from rft_ray.evaluation import sample_all
 from rft_ray.filters import filter_groups
 from rft_ray.problem_slices import problem_slice
 from rft_ray.ray_metrics import Meter, verdict_points
 from rft_ray.records import read_groups, write_groups
 from rft_ray.sampling import LIVE, SamplingPlan, Weights, request_seed, sampling_params
-from rft_ray.selection import path_key, select_group
+from rft_ray.selection import select_group
 from rft_ray.study import Checkpoints, Samplers, Study
 from rft_ray.types import Group
 from rft_ray.verifier import Verifier
@@ -44,11 +45,11 @@ class SliceSampler:
 
     def sample(self, step: int) -> tuple[list[Group], dict[str, Any]]:
         """The groups to train on, and what the step's line in the metrics says about them."""
-        online, rule = self._study.config.online, self._study.config.selection.rule
+        online, selection = self._study.config.online, self._study.config.selection
         started = time.perf_counter()
         sampled = self._sampled(step)
         sampled_at = time.perf_counter()
-        graded = [select_group(g, rule) for g in self._verifier.verify_groups(sampled)]
+        graded = [select_group(g, selection) for g in self._verifier.verify_groups(sampled)]
         self._meter.record(verdict_points(graded))
         _write(self._study.run.round(0).selected / _file_name(step), graded)
         kept, dropped = filter_groups(graded, online.filters)

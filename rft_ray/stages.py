@@ -229,7 +229,7 @@ def select_groups(groups: Dataset, config: SelectionConfig) -> Dataset:
 
     # Ray Data's pages name a stage after its class or function.
     def select_diverse(table: pa.Table) -> pa.Table:
-        return groups_to_table(select_group(g, config.rule) for g in table_to_groups(table))
+        return groups_to_table(select_group(g, config) for g in table_to_groups(table))
 
     return groups.map_batches(
         select_diverse, batch_size=None, batch_format="pyarrow", num_cpus=STAGE_CPUS

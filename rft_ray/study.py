@@ -22,6 +22,8 @@ from rft_ray.config import (
     TargetConfig,
 )
 from rft_ray.console import say
+from rft_ray.decontamination import without_overlap
+from rft_ray.errors import InputError
 from rft_ray.models import find_folder, resolve_model
 from rft_ray.placement import Order
 from rft_ray.problems import load_problems
@@ -164,6 +166,7 @@ def open_study(config: RunConfig) -> Iterator[Study]:
     from rft_ray.trackers import tracking
 
     problems = {name: load_problems(chosen) for name, chosen in problem_sets(config).items()}
+    overlapping = decontaminate(problems, config.problems.decontaminate_words)
     prompts = model_prompts(config, problems["train"])
     icl_prompt(config, problems["train"])
     for model in (config.target, *config.policies):
@@ -171,6 +174,9 @@ def open_study(config: RunConfig) -> Iterator[Study]:
     with open_run_dir(config) as run:
         say(f"run directory: {run.path}")
         say("problems: " + ", ".join(f"{len(own)} {name}" for name, own in problems.items()))
+        if overlapping:
+            say(f"left out of train: {overlapping} problems that share words with the other sets")
+            run.log("decontaminate", round=0, left_out=overlapping, problems=len(problems["train"]))
         keep_problems(run, problems)
         for name, count in shared_with_training(problems).items():
             say(f"warning: {count} of the {name} problems are in the training set")
@@ -207,6 +213,24 @@ def shared_with_training(problems: dict[str, list[Problem]]) -> dict[str, int]:
 def named_models(config: RunConfig) -> dict[str, PolicyConfig | TargetConfig]:
     """The policies, then the target, by name."""
     return {policy.name: policy for policy in config.policies} | {TARGET: config.target}
+
+
+def decontaminate(problems: dict[str, list[Problem]], num_words: int | None) -> int:
+    """Drop the training problems that overlap with any other set's; how many those were.
+
+    Raises InputError where none would be left.
+    """
+    if num_words is None:
+        return 0
+    train = problems["train"]
+    test = [problem for name, own in problems.items() if name != "train" for problem in own]
+    problems["train"] = without_overlap(train, test, num_words)
+    if not problems["train"]:
+        raise InputError(
+            f"problems.decontaminate_words: every training problem shares {num_words} words in a "
+            "row with another set"
+        )
+    return len(train) - len(problems["train"])
 
 
 def model_prompts(config: RunConfig, solved: list[Problem]) -> dict[str, Prompt]:

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rft_ray.config_sections import SelectionConfig
 from rft_ray.controls import all_accepted, own_rollouts, random_rollouts
 from rft_ray.selection import select_group
 from rft_ray.types import Group, Problem, Rollout
@@ -42,7 +43,7 @@ def test_random_draws_differ_between_seeds_and_reach_every_accepted_rollout() ->
 
 @given(groups())
 def test_own_is_the_papers_rule_over_one_policys_rollouts(group: Group) -> None:
-    own = own_rollouts(group, "a", "paper")
+    own = own_rollouts(group, "a", SelectionConfig())
     alone = Group(group.problem, [r for r in group.rollouts if r.policy == "a"])
     assert own == select_group(alone)
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rft_ray.config_sections import SelectionConfig
 from rft_ray.online_batches import OnlineStep, make_online_step, online_weights, rank_batches
 from rft_ray.packing import ExampleColumns
 from rft_ray.trainer import StepBatch
@@ -75,7 +76,8 @@ def test_accepted_rollouts_are_learned_once_with_the_equations_weights(
     groups, rule, with_gold, kind, mean_over, layout
 ) -> None:
     gold = GOLD if with_gold else []
-    step = make_online_step(groups, encode, MAX_LENGTH, rule, ratio_for=LIVE, gold=gold)
+    selection = SelectionConfig(rule=rule)
+    step = make_online_step(groups, encode, MAX_LENGTH, selection, ratio_for=LIVE, gold=gold)
     columns = ExampleColumns.of(step.examples)
     if not step.examples:
         assert not any(group.accepted for group in groups)

@@ -33,8 +33,8 @@ def test_a_finished_online_run_has_every_section(tmp_path: Path) -> None:
         assert shown in text
     assert page.tags["h2"] == 9
     # accepted, paths, entropy, examples; loss, norm, clipped; validation; seconds, tokens; the SFT
-    # run's loss and rate; paths against samples
-    assert page.tags["svg"] == 13
+    # run's loss and rate; paths against samples, worth of a policy
+    assert page.tags["svg"] == 14
 
 
 def test_an_offline_run_has_no_online_section(tmp_path: Path) -> None:

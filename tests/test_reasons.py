@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rft_ray.reasons import MAX_CHARS, reason, reason_class, reasons
-from rft_ray.selection import select_group
+from rft_ray.selection import EVERYTHING, select_group
 from rft_ray.stated_answers import final_answer
 from rft_ray.types import VERDICTS, Group, Problem, Rollout
 
@@ -48,7 +48,7 @@ def test_selected_same_text_and_same_path() -> None:
 
 def test_a_rule_that_keeps_all_says_so() -> None:
     rollouts = [Rollout("a", f"{i} #### 18", sample=i, verdict="correct") for i in range(2)]
-    group = select_group(Group(PROBLEM, rollouts), rule="none")
+    group = select_group(Group(PROBLEM, rollouts), EVERYTHING)
     assert reason(group, 1) == "selected: as is sample 0 of a, which has its path"
 
 

@@ -1,6 +1,5 @@
 """The report of made-up run directories: whole, partial, continued, hostile and wrong."""
 
-import itertools
 import json
 import random
 import re
@@ -12,7 +11,7 @@ import pytest
 
 from rft_ray.errors import InputError
 from rft_ray.report import write_report
-from rft_ray.rollout_summary import RolloutSummary, expected_paths, missing_chance, read_rollouts
+from rft_ray.rollout_summary import RolloutSummary, read_rollouts
 from rft_ray.score_rows import STAGES
 from rft_ray.selection import group_statistics
 from rft_ray.tally import Tally
@@ -89,8 +88,9 @@ def test_a_finished_run_has_every_section(tmp_path: Path) -> None:
                   "Policies: small, large. State of round 1"):  # fmt: skip
         assert shown in page.text
     assert page.tags["h2"] == 8
-    # pass@K and maj@K of three sets, two of rounds, validation, two of paths, six of training
-    assert page.tags["svg"] == 17
+    # pass@K and maj@K of three sets, two of rounds, validation, two of paths, two of worth,
+    # six of training
+    assert page.tags["svg"] == 19
     assert page.text.count("Problem made-up-") == 6
     assert page.text.count("Not selected: ") == 6
 
@@ -148,7 +148,7 @@ def test_counts_of_every_round_are_those_of_the_groups(tmp_path: Path) -> None:
         counts = [s["policies"].get(row[1]) or s["pooled"] for s in of]
         for cell, key in zip(row[2:5], ("rollouts", "correct", "distinct_paths"), strict=True):
             assert cell == f"{sum(c[key] for c in counts) / 5:.2f}"
-        assert row[8] == f"{sum(c['selected'] for c in counts)}"
+        assert row[10] == f"{sum(c['selected'] for c in counts)}"
 
 
 def test_a_killed_second_round_leaves_the_first_readable(tmp_path: Path) -> None:
@@ -283,26 +283,9 @@ def test_path_curves_end_at_the_tally() -> None:
         summary.add(group)
         newest.add(group_statistics(of_rounds(group, 2)))
         pool.add(group_statistics(group))
-    for sums, tally, ks in ((summary.own, newest, [1, 2, 4, 8, 11]),
-                            (summary.pool, pool, [1, 2, 4, 8, 16, 33])):  # fmt: skip
+    for sums, tally, ks in ((summary.own, newest, [1, 3, 6, 11]),
+                            (summary.pool, pool, [1, 3, 6, 12, 25, 33])):  # fmt: skip
         assert list(sums.curves()) == ["small", "large", "pooled"]
         for name, points in sums.curves().items():
             assert [k for k, _ in points] == ks
             assert points[-1][1] == pytest.approx(tally.per_problem(name, "distinct_paths"))
-
-
-def test_expected_paths_is_the_mean_over_all_draws() -> None:
-    # a, b and c are paths, "-" is a rejected rollout
-    one, two = "aab-", "b-c"
-    draws = [
-        len({*first, *second} - {"-"})
-        for first in itertools.combinations(one, 2)
-        for second in itertools.combinations(two, 2)
-    ]
-    paths = [Counter(one=2), Counter(one=1, two=1), Counter(two=1)]
-    sizes = Counter(one=4, two=3)
-    assert expected_paths(paths, sizes, 2) == pytest.approx(sum(draws) / len(draws))
-    assert expected_paths(paths, sizes, 100) == 3
-    assert expected_paths([], Counter(), 1) == 0
-    assert missing_chance(4, 1, 2) == 0.5
-    assert missing_chance(0, 0, 8) == 1
