@@ -9,6 +9,7 @@ what it receives (`weights.py`).
 """
 
 import socket
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,14 +65,15 @@ class WeightGroup:
         The next bucket is under way while the caller uses this one.
         """
         size = max(map(bucket_bytes, buckets))
-        pending = self._post_receive(buckets[0], size, device)
+        posted = deque([self._post_receive(buckets[0], size, device)])
         for bucket, following in zip(buckets, [*buckets[1:], None], strict=True):
-            flat, work = pending
-            work.wait()
-            # The work and its result hold the buffer, which would look as if it were being read.
-            work = pending = None
             if following is not None:
-                pending = self._post_receive(following, size, device)
+                # Before the wait, as the sender does: the wire is never idle between two buckets.
+                posted.append(self._post_receive(following, size, device))
+            flat, work = posted.popleft()
+            work.wait()
+            # A work holds its buffer, which would look as if it were being read.
+            del work
             yield bucket, flat
             del flat
         self._landing.forget_read()
