@@ -1,0 +1,150 @@
+r"""Where a solution states its final answer: pure functions from a text to the answers' texts.
+
+In this order: every `\boxed{}`; what follows `####` and "the answer is"; a text that is short; and
+the only formula or number of the last sentence. All of it is linear in the length of the text. What
+stands before the last box in prose ("so the answer is 5 ... no") does not count, but boxes do.
+"""
+
+import re
+from dataclasses import dataclass
+
+from rft_ray.grading import ANSWER_MARK
+
+MAX_ANSWER_CHARS = 2_000
+MAX_BARE_CHARS = 300
+MAX_TAIL_CHARS = 4_000
+MAX_STATEMENTS = 20
+
+BOX_PART = re.compile(r"\\{1,2}(?:boxed|fbox)\s{0,3}\{|\\[{}\\]|[{}]")
+BARE_BOX = re.compile(r"\\boxed\s{0,3}([^\s{}$\\]{1,50})")
+# What belongs to the answer although it stands behind the box: 28} percent, 204}_5.
+BOX_SUFFIX = re.compile(
+    r"\s{0,3}\$?\s{0,3}(\\?%|percentage\b|percent\b|pct\b)|\s{0,3}(_\{?[0-9]{1,2}\}?)"
+)
+STATEMENT = re.compile(
+    r"\banswers?\*{0,2}\s{0,3}(?:is|are|=|:)\*{0,2}\s{0,3}(?:(?:simply|thus|therefore)\b)?:?\s{0,9}",
+    re.IGNORECASE,
+)
+SENTENCE_END = re.compile(r"[.!?](?=[\"'*]{0,3}(?:\s|$))|\n|<\||$")
+DISPLAYS = ((r"\[", r"\]"), ("$$", "$$"))
+FORMULA = re.compile(
+    r"\$\$(.{1,600}?)\$\$|\\\[(.{1,600}?)\\\]|\\\((.{1,600}?)\\\)|(?<!\\)\$([^$]{1,600})(?<!\\)\$",
+    re.DOTALL,
+)
+LONE_NUMBER = re.compile(
+    r"(?<![\w.,/^])[-+]?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?%?(?![\w/^])"
+)
+MARKUP = re.compile(r"<\|[a-z_]{1,20}\|>[a-z]{0,10}\s*|</?[a-z]{1,12}>")
+RUNNING_WORDS = re.compile(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}")
+HEDGE = re.compile(r"\b(?:or|not|cannot|maybe|perhaps|either|wrong|incorrect)\b|n't", re.IGNORECASE)
+# Two words to begin with: a sentence, not an answer.
+PROSE = re.compile(r"\W{0,3}(?:[A-Za-z]{2,}|[aAI]),?\s+(?:[A-Za-z]{2,}\b|[a-z]\b|\$|\\[\[(])")
+LAST_VERB = re.compile(r"\b(?:is|are|equals|be|equal to)\b(?:\s+(?:equal to|exactly|thus|just))?:?")
+NO_CONTENT = re.compile(r"^[\W_]*$|I hope it is correct", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class FinalAnswers:
+    """`boxes` are one answer, or several together; every one of `statements` is an answer."""
+
+    boxes: tuple[str, ...] = ()
+    statements: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All of them, in order of precedence."""
+        return self.boxes + self.statements
+
+
+def find_final_answers(text: str) -> FinalAnswers:
+    r"""The final answers that a text states, without those that prose before a box states.
+
+    "so $x=\boxed{5}$" -> boxes ("5",);  "The answer is 5." -> statements ("5",);  "5" -> the same.
+    """
+    boxes, end = find_boxes(text)
+    marked = [part.partition("\n")[0].strip() for part in text.split(ANSWER_MARK)[1:]]
+    statements = [*marked[-MAX_STATEMENTS:], *find_statements(text, end)]
+    if boxes or statements:
+        kept = (s for s in dict.fromkeys(statements) if s and r"\boxed" not in s)
+        return FinalAnswers(tuple(dict.fromkeys(boxes)), tuple(kept))
+    bare = find_unmarked(text)
+    return FinalAnswers((), (bare,) if bare else ())
+
+
+def find_boxes(text: str) -> tuple[list[str], int]:
+    r"""The contents of all outermost \boxed{}, and where the last one ends (0 without)."""
+    if "boxed" not in text and "fbox" not in text:
+        return [], 0
+    found: list[str] = []
+    depth, opened, start, end = 0, -1, 0, 0
+    for match in BOX_PART.finditer(text):
+        part = match[0]
+        if part == "}":
+            depth -= 1
+            if opened == depth:
+                found.append(text[start : match.start()].strip())
+                opened, end = -1, match.end()
+                if suffix := BOX_SUFFIX.match(text, end):
+                    found[-1] += suffix[1] or suffix[2]
+            depth = max(depth, 0)
+        elif part[-1] == "{" and part != r"\{":
+            if len(part) > 1 and opened < 0:
+                opened, start = depth, match.end()
+            depth += 1
+    if not found and (bare := BARE_BOX.search(text)):
+        return [bare[1]], bare.end()
+    return found, end
+
+
+def find_statements(text: str, start: int = 0) -> list[str]:
+    """What follows the last occurrences of "answer is" and the like, up to the sentence's end."""
+    ends = [match.end() for match in STATEMENT.finditer(text, start)][-MAX_STATEMENTS:]
+    said = [_sentence(text[end : end + MAX_ANSWER_CHARS]) for end in ends]
+    return [sentence for sentence in said if not STATEMENT.search(sentence)]
+
+
+def _sentence(text: str) -> str:
+    text = text.lstrip()
+    for opener, closer in DISPLAYS:
+        if text.startswith(opener):
+            return text[len(opener) :].partition(closer)[0].strip()
+    end = SENTENCE_END.search(text)
+    return text[: end.start()].strip(" *") if end else text
+
+
+def find_unmarked(text: str) -> str | None:
+    """A text that is nothing but an answer, or else its last sentence unless that one hedges."""
+    bare = MARKUP.sub(" ", text[-MAX_TAIL_CHARS:]).strip()
+    if len(text) <= MAX_BARE_CHARS and not RUNNING_WORDS.search(bare):
+        return bare
+    last = _last_sentence(bare)
+    return None if HEDGE.search(last) else last
+
+
+def readings(text: str) -> tuple[str, ...]:
+    """How a stated answer may be read, best first: as it stands, or what its sentence says.
+
+    "The volume of $V$ is 120" -> ("120",);  "by 5 cm" -> ("5",);  "x=5" -> ("x=5",)
+    """
+    if not PROSE.match(text):
+        return (text,)
+    found = [LAST_VERB.split(text)[-1].strip()] if LAST_VERB.search(text) else []
+    formulas = _formulas(text)
+    if len(formulas) == 1 and not LONE_NUMBER.search(FORMULA.sub(" ", text)):
+        found.append(formulas[0])
+    numbers = LONE_NUMBER.findall(text)
+    if not formulas and len(numbers) == 1:
+        found.append(numbers[0])
+    return (*found, text)
+
+
+def _formulas(text: str) -> list[str]:
+    return [next(filter(None, groups)) for groups in FORMULA.findall(text)]
+
+
+def _last_sentence(text: str) -> str:
+    """The last sentence with content; a formula is never cut."""
+    masked = FORMULA.sub(lambda match: "F" * len(match[0]), text)
+    cuts = [match.end() for match in re.finditer(r"[.!?](?=\s)|\n", masked)]
+    pieces = [text[a:b].strip() for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+    return next((piece for piece in reversed(pieces) if not NO_CONTENT.search(piece)), "")

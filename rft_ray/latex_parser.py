@@ -1,0 +1,455 @@
+r"""Tokens -> tree: a recursive-descent parser of mathematical expressions in LaTeX or plain text.
+
+Products without a sign bind like products with one and everything groups to the left, so 1/2x is
+(1/2)x. What reads in two ways is refused ("2 3", "3\frac{7}{4}"). Left out: integrals, sums,
+limits, cases, and everything else with its own binding of variables. `latex_answers.py` extends
+this to whole answers; it supplies `items`.
+"""
+
+from fractions import Fraction
+
+from rft_ray.latex_tokens import LatexError, Token
+from rft_ray.latex_tree import (
+    EXPRESSIONS,
+    MINUS_ONE,
+    Answer,
+    Apply,
+    Bracket,
+    Expression,
+    Listing,
+    Matrix,
+    Number,
+    Power,
+    Product,
+    Sum,
+    Symbol,
+)
+from rft_ray.latex_words import NUMBER_WORDS
+
+MAX_DEPTH = 40
+MAX_DIGITS = 1_000
+MAX_MATRIX_CELLS = 100
+END = Token("end", "")
+
+TRIGONOMETRIC = frozenset("sin cos tan cot sec csc sinh cosh tanh".split())
+PREFIX_FUNCTIONS = TRIGONOMETRIC | frozenset(
+    "arcsin arccos arctan arccot log ln lg exp gcd lcm max min det arg".split()
+)
+WRAPPERS = frozenset("mathbf boldsymbol bm bold mathcal boxed fbox displaystyle mathop".split())
+ACCENTS = frozenset("vec hat bar tilde overrightarrow widehat overline".split())
+GREEK = frozenset(
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar".split()
+)
+NAMED = {"pi": "pi", "infty": "infinity", "circ": "degree", "emptyset": "emptyset"}
+OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle"}
+MATRICES = frozenset("pmatrix bmatrix Bmatrix matrix smallmatrix array vmatrix".split())
+CALLABLE_LETTERS = frozenset("fghFGH")
+
+
+def as_expression(node: Answer) -> Expression:
+    """The node itself; raises LatexError where arithmetic cannot be done on it."""
+    if not isinstance(node, EXPRESSIONS):
+        raise LatexError(f"no arithmetic on a {type(node).__name__.lower()}")
+    return node
+
+
+def quotient(top: Expression, bottom: Expression) -> Expression:
+    """top / bottom, folded where both are numbers."""
+    if isinstance(bottom, Number):
+        if bottom.value == 0:
+            raise LatexError("division by zero")
+        if isinstance(top, Number):
+            return Number(top.value / bottom.value)
+    return Product((top, Power(bottom, MINUS_ONE)))
+
+
+def negated(node: Expression) -> Expression:
+    """The node with the other sign."""
+    return Number(-node.value) if isinstance(node, Number) else Product((MINUS_ONE, node))
+
+
+class ExpressionParser:
+    """Reads expressions from `tokens`, left to right; every method consumes what it returns."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = tokens
+        self.at = 0
+        self.depth = 0
+        self.bars = 0
+
+    @property
+    def next(self) -> Token:
+        return self.tokens[self.at] if self.at < len(self.tokens) else END
+
+    def peek(self, distance: int = 1) -> Token:
+        index = self.at + distance
+        return self.tokens[index] if index < len(self.tokens) else END
+
+    def take(self, text: str) -> bool:
+        """Step over the next token if it is this operator or command."""
+        if self.next.text != text or self.next.kind in ("word", "letter", "end"):
+            return False
+        self.at += 1
+        return True
+
+    def expect(self, text: str) -> None:
+        if not self.take(text):
+            raise LatexError(f"expected {text!r} before {self.next.text!r}")
+
+    def items(self) -> list[Answer]:
+        """Answers between commas, inside brackets."""
+        raise NotImplementedError
+
+    def additive(self) -> Answer:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise LatexError(f"nested deeper than {MAX_DEPTH}")
+        terms = [self.signed_term()]
+        while self.next.text in ("+", "-", "pm", "mp") and self.next.kind != "word":
+            terms[0] = as_expression(terms[0])
+            terms.append(as_expression(self.signed_term()))
+        self.depth -= 1
+        return terms[0] if len(terms) == 1 else Sum(tuple(terms))  # type: ignore[arg-type]
+
+    def signed_term(self) -> Answer:
+        sign = self.next.text if self.next.kind in ("operator", "command") else ""
+        if sign not in ("+", "-", "pm", "mp"):
+            return self.term()
+        self.at += 1
+        if self.next.text in ("+", "-", "pm", "mp"):
+            raise LatexError("two signs in a row")
+        term = self.term()
+        if sign == "+":
+            return term
+        term = as_expression(term)
+        return negated(term) if sign == "-" else Apply(sign, (term,))
+
+    def term(self) -> Answer:
+        value = self.power()
+        while True:
+            if self.take("*"):
+                value = _times(as_expression(value), as_expression(self.signed_factor()))
+            elif self.take("/"):
+                value = quotient(as_expression(value), as_expression(self.signed_factor()))
+            elif self.starts_factor():
+                value = _times(as_expression(value), as_expression(self.power()))
+            else:
+                return value
+
+    def signed_factor(self) -> Answer:
+        if self.take("-"):
+            return negated(as_expression(self.power()))
+        self.take("+")
+        return self.power()
+
+    def starts_factor(self) -> bool:
+        """Whether a factor follows without a sign; a number never does: "2 3" is no product."""
+        token = self.next
+        if token.kind == "letter":
+            return True
+        if token.kind == "environment":
+            return token.text.startswith("begin")
+        if token.kind == "operator":
+            return token.text in ("(", "[", "{") or (token.text == "|" and self.bars == 0)
+        return token.kind == "command" and (
+            token.text in PREFIX_FUNCTIONS
+            or token.text in GREEK
+            or token.text in WRAPPERS
+            or token.text in ("frac", "sqrt", "pi", "circ", "infty", "binom", "lfloor", "lceil")
+        )
+
+    def power(self) -> Answer:
+        """A primary with what stands behind it: powers, factorials, percent and degree signs."""
+        base = self.primary()
+        while True:
+            if self.take("^"):
+                base = self.raised(as_expression(base))
+            elif self.take("%"):
+                base = Apply("percent", (as_expression(base),))
+            elif self.next.text == "!" and self.next.kind == "operator":
+                self.at += 1
+                if self.next.text == "!":
+                    raise LatexError("double factorial")
+                base = Apply("factorial", (as_expression(base),))
+            else:
+                return base
+
+    def raised(self, base: Expression) -> Expression:
+        """base ^ what follows; a raised circle is the degree sign."""
+        if self.take("circ") or self.take_group("circ"):
+            return Product((base, Symbol("degree")))
+        if self.take_group("prime") or self.take("prime"):
+            raise LatexError("a derivative")
+        return Power(base, self.exponent())
+
+    def exponent(self) -> Expression:
+        if self.take("-"):
+            return negated(self.exponent())
+        exponent = as_expression(self.group() if self.next.text == "{" else self.primary())
+        if self.take("^"):
+            return Power(exponent, self.exponent())
+        return exponent
+
+    def take_group(self, name: str) -> bool:
+        """Step over {\\name} if it follows."""
+        if self.next.text == "{" and self.peek().text == name and self.peek(2).text == "}":
+            self.at += 3
+            return True
+        return False
+
+    def group(self) -> Answer:
+        """What braces hold: one answer, or several side by side."""
+        self.expect("{")
+        found = self.items()
+        self.expect("}")
+        return found[0] if len(found) == 1 else Listing(tuple(found))
+
+    def argument(self, by_digit: bool = False) -> Expression:
+        r"""A command's argument: a group or one primary; \frac takes single digits: \frac12."""
+        token = self.next
+        if token.text == "{" and token.kind == "operator":
+            return as_expression(self.group())
+        if by_digit and token.kind == "number" and len(token.text) > 1 and "." not in token.text:
+            self.tokens[self.at] = token._replace(text=token.text[1:])
+            return Number(Fraction(token.text[0]))
+        return as_expression(self.primary())
+
+    def primary(self) -> Answer:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise LatexError(f"nested deeper than {MAX_DEPTH}")
+        token = self.next
+        self.at += 1
+        match token.kind:
+            case "number":
+                value = self.number(token.text)
+            case "letter":
+                value = self.named(token.text)
+            case "command":
+                value = self.command(token.text)
+            case "environment":
+                value = self.matrix(token.text)
+            case "operator":
+                value = self.bracketed(token.text)
+            case _:
+                raise LatexError(f"unexpected {token.text!r}")
+        self.depth -= 1
+        return value
+
+    def number(self, text: str) -> Expression:
+        """A decimal, a mixed number, a number in a base, or a repeating decimal."""
+        if len(text) > MAX_DIGITS:
+            raise LatexError(f"a number of more than {MAX_DIGITS} digits")
+        value = Fraction(text)
+        if self.next.text == "overline" and "." in text:
+            return Number(value + self.repeating(text))
+        if self.take("_"):
+            return self.based(text)
+        if text.isdigit() and (part := self.mixed_part()) is not None:
+            return Number(value + part)
+        return Number(value)
+
+    def repeating(self, text: str) -> Fraction:
+        self.expect("overline")
+        digits = self.argument()
+        if not isinstance(digits, Number) or digits.value.denominator != 1 or digits.value < 0:
+            raise LatexError("not a repeating decimal")
+        length = len(self.tokens[self.at - 2].text)
+        decimals = len(text) - text.index(".") - 1
+        return digits.value / (10**length - 1) / 10**decimals
+
+    def based(self, digits: str) -> Expression:
+        """A whole number in a base, such as 204_5: compared by digits and by base."""
+        base = self.base()
+        if not digits.isdigit() or not 2 <= base <= 36 or max(map(int, digits)) >= base:
+            raise LatexError(f"{digits} is no number in base {base}")
+        return Apply("base", (Number(Fraction(int(digits, base))), Number(Fraction(base))))
+
+    def base(self) -> int:
+        is_group = self.take("{")
+        token = self.next
+        self.at += 1
+        base = NUMBER_WORDS.get(token.text, int(token.text) if token.text.isdecimal() else 0)
+        if is_group:
+            self.expect("}")
+        return base
+
+    def mixed_part(self) -> Fraction | None:
+        r"""The proper fraction behind a whole number: 1\frac{4}{5} or 1 4/5; None without one."""
+        start, tokens = self.at, list(self.tokens[self.at : self.at + 3])
+        if self.take("frac"):
+            top, bottom = self.argument(by_digit=True), self.argument(by_digit=True)
+        elif self._is_plain_fraction(tokens):
+            self.at += 3
+            top, bottom = (Number(Fraction(tokens[i].text)) for i in (0, 2))
+        else:
+            return None
+        whole = isinstance(top, Number) and isinstance(bottom, Number)
+        if not whole or top.value.denominator != 1 or bottom.value.denominator != 1:
+            self.at = start
+            self.tokens[start : start + 3] = tokens
+            return None
+        if not 0 < top.value < bottom.value:
+            raise LatexError("a mixed number without a proper fraction")
+        return top.value / bottom.value
+
+    @staticmethod
+    def _is_plain_fraction(tokens: list[Token]) -> bool:
+        return (
+            [token.kind for token in tokens] == ["number", "operator", "number"]
+            and tokens[0].is_spaced
+            and tokens[1].text == "/"
+            and all(token.text.isdigit() for token in (tokens[0], tokens[2]))
+        )
+
+    def named(self, name: str) -> Answer:
+        """A variable with its subscript, or a function of it."""
+        if self.take("_"):
+            name = f"{name}_{self.subscript()}"
+        while self.take("'"):
+            name += "'"
+        is_call = self.next.text == "(" and not self.next.is_spaced
+        if name[0] in CALLABLE_LETTERS and is_call:
+            self.expect("(")
+            arguments = tuple(as_expression(item) for item in self.items())
+            self.expect(")")
+            return Apply(name, arguments)
+        return Symbol(name)
+
+    def subscript(self) -> str:
+        if not self.take("{"):
+            self.at += 1
+            if self.tokens[self.at - 1 : self.at] == []:
+                raise LatexError("ends in a subscript")
+            return self.tokens[self.at - 1].text
+        start = self.at
+        while self.next.text != "}" and self.next is not END:
+            self.at += 1
+        self.expect("}")
+        return " ".join(token.text for token in self.tokens[start : self.at - 1])
+
+    def command(self, name: str) -> Answer:
+        if name in NAMED:
+            return Symbol(NAMED[name])
+        if name in GREEK:
+            return self.named(name)
+        if name in PREFIX_FUNCTIONS:
+            return self.function(name)
+        if name in WRAPPERS:
+            return self.group() if self.next.text == "{" else self.primary()
+        if name in ACCENTS:
+            return self.accented(name)
+        match name:
+            case "frac":
+                top = self.argument(by_digit=True)
+                return quotient(top, self.argument(by_digit=True))
+            case "binom":
+                return Apply("binom", (self.argument(by_digit=True), self.argument(by_digit=True)))
+            case "sqrt" | "cbrt":
+                return self.root(3 if name == "cbrt" else 2)
+            case "lfloor" | "lceil":
+                value = as_expression(self.additive())
+                self.expect("rfloor" if name == "lfloor" else "rceil")
+                return Apply("floor" if name == "lfloor" else "ceil", (value,))
+            case "mathbb":
+                return Symbol(f"set {self.subscript()}")
+        raise LatexError(f"unknown command \\{name}")
+
+    def accented(self, name: str) -> Expression:
+        inner = self.argument()
+        if not isinstance(inner, Symbol):
+            raise LatexError(f"\\{name} of more than a letter")
+        return Symbol(f"{name} {inner.name}")
+
+    def root(self, degree: int) -> Expression:
+        order: Expression = Number(Fraction(degree))
+        if self.next.text == "[":
+            self.at += 1
+            order = as_expression(self.additive())
+            self.expect("]")
+        if isinstance(order, Number) and order.value == 0:
+            raise LatexError("a zeroth root")
+        return Power(self.argument(), quotient(Number(Fraction(1)), order))
+
+    def function(self, name: str) -> Expression:
+        r"""\sin^2 x, \log_2 8, \ln(x+1): the argument is a bracket or a product without signs."""
+        base = self.argument() if name == "log" and self.take("_") else None
+        exponent = self.exponent() if self.take("^") else None
+        if base is None and name == "log" and self.take("_"):
+            base = self.argument()
+        if exponent == MINUS_ONE and name in TRIGONOMETRIC:
+            name, exponent = "arc" + name, None
+        arguments = self.function_arguments()
+        value = Apply(name, arguments if base is None else (*arguments, base))
+        return value if exponent is None else Power(value, exponent)
+
+    def function_arguments(self) -> tuple[Expression, ...]:
+        if self.next.text in ("(", "[", r"\{", "{") and self.next.kind == "operator":
+            opener = self.next.text
+            self.at += 1
+            found = tuple(as_expression(item) for item in self.items())
+            self.expect({"{": "}"}.get(opener, OPENING.get(opener, "}")))
+            return found
+        factors = [as_expression(self.power())]
+        while self.starts_factor() and self.next.text not in PREFIX_FUNCTIONS:
+            factors.append(as_expression(self.power()))
+        return (factors[0] if len(factors) == 1 else Product(tuple(factors)),)
+
+    def bracketed(self, opener: str) -> Answer:
+        if opener == "{":
+            self.at -= 1
+            return self.group()
+        if opener == "|":
+            return self.absolute()
+        if opener not in OPENING:
+            raise LatexError(f"unexpected {opener!r}")
+        bars, self.bars = self.bars, 0
+        found = [] if self.next.text == OPENING[opener] else self.items()
+        self.bars = bars
+        closer = self.next.text
+        if closer not in (")", "]", r"\}", r"\rangle") or self.next.kind != "operator":
+            raise LatexError(f"unclosed {opener!r}")
+        self.at += 1
+        is_group = len(found) == 1 and opener in "([" and closer == OPENING[opener]
+        return found[0] if is_group else Bracket(opener[-1:], tuple(found), closer[-1:])
+
+    def absolute(self) -> Expression:
+        self.bars += 1
+        value = as_expression(self.additive())
+        self.bars -= 1
+        self.expect("|")
+        return Apply("det" if isinstance(value, Matrix) else "abs", (value,))
+
+    def matrix(self, edge: str) -> Expression:
+        name = edge.removeprefix("begin ")
+        if name not in MATRICES:
+            raise LatexError(f"unknown environment {edge}")
+        if name == "array" and self.next.text == "{":
+            self.subscript_group()
+        rows: list[tuple[Expression, ...]] = []
+        while self.next.text != f"end {name}":
+            rows.append(self.row())
+            if sum(map(len, rows)) > MAX_MATRIX_CELLS:
+                raise LatexError(f"a matrix of more than {MAX_MATRIX_CELLS} cells")
+        self.at += 1
+        if not rows or len(set(map(len, rows))) != 1:
+            raise LatexError("rows of different lengths")
+        found = Matrix(tuple(rows))
+        return Apply("det", (found,)) if name == "vmatrix" else found
+
+    def subscript_group(self) -> None:
+        self.subscript()
+
+    def row(self) -> tuple[Expression, ...]:
+        cells = [as_expression(self.additive())]
+        while self.take("&"):
+            cells.append(as_expression(self.additive()))
+        if not self.take(r"\\") and not self.next.text.startswith("end "):
+            raise LatexError(f"unexpected {self.next.text!r} in a matrix")
+        return tuple(cells)
+
+
+def _times(left: Expression, right: Expression) -> Expression:
+    factors = left.factors if isinstance(left, Product) else (left,)
+    return Product((*factors, right))

@@ -1,0 +1,301 @@
+"""Are two answers mathematically the same? True, False, or None where that cannot be decided.
+
+True is always proved, by structure, by an exact normal form, by a separation bound, or at last by
+sympy on an expression built from our own tree. False is proved too, by independent atoms or by
+values. Which kinds of answers may stand for each other is decided here and nowhere else:
+
+- "x = 5" and "f(x) = x^2" may stand for "5" and "x^2", but not for "y = 5";
+- lists without brackets and sets have no order; in tuples, intervals and matrices order counts, and
+  so do the brackets of tuples and intervals;
+- two equations are the same if their differences of sides are proportional; inequalities likewise,
+  with a positive factor; inequalities of one variable are also the sets they describe;
+- a degree or currency sign may be missing on one side; other units only by `Leniencies.units`;
+- a number in a base is not the same number in decimal; times are equal to the minute.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from rft_ray.latex_tree import (
+    EXPRESSIONS,
+    Answer,
+    Apply,
+    Bracket,
+    Expression,
+    Joined,
+    Listing,
+    Matrix,
+    Number,
+    Product,
+    Quantity,
+    Ratio,
+    Relation,
+    Symbol,
+    Words,
+)
+from rft_ray.latex_words import FREE_UNITS
+from rft_ray.leniencies import Leniencies
+from rft_ray.math_equations import same_relations
+from rft_ray.math_matrices import as_matrix
+from rft_ray.math_names import split_name, without_signs
+from rft_ray.math_sets import are_same_sets, as_set, infinite_sign
+from rft_ray.math_values import variables
+from rft_ray.math_zero import is_near, same_value
+
+MAX_MATCHED = 30
+VECTOR_BRACKETS = (("(", ")"), ("<", ">"))
+DEGREE = Symbol("degree")
+Truth = bool | None
+
+
+def every(verdicts: Sequence[Truth]) -> Truth:
+    """All of them: False beats unknown, unknown beats True."""
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
+
+
+class Comparison:
+    """Compares a gold answer with another one, under named leniencies."""
+
+    def __init__(self, leniencies: Leniencies) -> None:
+        self.leniencies = leniencies
+
+    def same(self, gold: Answer, other: Answer) -> Truth:
+        """Whether `other` is the gold answer."""
+        if gold == other:
+            return True
+        gold, other = without_signs(gold), without_signs(other)
+        if isinstance(gold, Relation) and isinstance(other, Relation):
+            verdict = self.same_relations([gold], [other])
+            if verdict is not False:
+                return verdict
+        gold_name, gold_value = split_name(gold)
+        name, value = split_name(other)
+        if gold_value is None or value is None:  # a chain that contradicts itself
+            return False
+        if gold_name is not None and name is not None and gold_name != name:
+            return False
+        return self.same_unnamed(gold_value, value)
+
+    def same_unnamed(self, gold: Answer, other: Answer) -> Truth:
+        if gold == other:
+            return True
+        if isinstance(gold, Quantity) or isinstance(other, Quantity):
+            return self.same_quantities(gold, other)
+        if isinstance(gold, EXPRESSIONS) and isinstance(other, EXPRESSIONS):
+            return self.same_expressions(gold, other)
+        match gold, other:
+            case (Words(), _) | (_, Words()):
+                return self.same_words(gold, other)
+            case Ratio(), Ratio():
+                return self.same_ratios(gold, other)
+            case Listing(), Listing():
+                return self.same_listings(gold, other)
+            case Relation(), Relation():
+                return self.same_relations([gold], [other])
+        return self.same_collections(gold, other)
+
+    def same_words(self, gold: Answer, other: Answer) -> Truth:
+        """Words by their letters; a choice "(B)" is also the letter B alone."""
+        texts = [
+            node.text if isinstance(node, Words) else node.name.lower()
+            for node in (gold, other)
+            if isinstance(node, Words | Symbol)
+        ]
+        return len(texts) == 2 and texts[0] == texts[1]
+
+    def same_quantities(self, gold: Answer, other: Answer) -> Truth:
+        (a, unit), (b, other_unit) = map(_measured, (gold, other))
+        if unit == other_unit:
+            return self.same(a, b)
+        if "" not in (unit, other_unit):
+            return self._degrees_and_radians(a, unit, b, other_unit)
+        stated = unit or other_unit
+        if "degree" == stated and isinstance(a, EXPRESSIONS) and isinstance(b, EXPRESSIONS):
+            bare = self.same_expressions(a, b)
+            turned = [Product((x, DEGREE)) if u else x for x, u in ((a, unit), (b, other_unit))]
+            return bare or self.same_expressions(turned[0], turned[1])
+        if stated in FREE_UNITS or stated.startswith("mod ") or self.leniencies.units:
+            return self.same(a, b)
+        return False
+
+    def _degrees_and_radians(self, a: Answer, unit: str, b: Answer, other_unit: str) -> Truth:
+        if {unit, other_unit} != {"degree", "radian"}:
+            return False
+        pairs = ((a, unit), (b, other_unit))
+        if not all(isinstance(node, EXPRESSIONS) for node, _ in pairs):
+            return False
+        turned = [Product((x, DEGREE)) if u == "degree" else x for x, u in pairs]  # type: ignore[arg-type]
+        return self.same_expressions(turned[0], turned[1])  # type: ignore[arg-type]
+
+    def same_ratios(self, gold: Ratio, other: Ratio) -> Truth:
+        if gold.is_time or other.is_time or gold.half or other.half:
+            halves = gold.half == other.half
+            length = max(len(gold.parts), len(other.parts))
+            zero = (Number(Fraction(0)),)
+            a, b = (r.parts + zero * (length - len(r.parts)) for r in (gold, other))
+            return halves and a == b
+        if len(gold.parts) != len(other.parts):
+            return False
+        (a0, *a), (b0, *b) = gold.parts, other.parts
+        return every(
+            [same_value(Product((x, b0)), Product((y, a0))) for x, y in zip(a, b, strict=True)]
+        )
+
+    def same_expressions(self, gold: Expression, other: Expression) -> Truth:
+        if isinstance(gold, Number) and isinstance(other, Number):
+            return gold.value == other.value or self._is_near(gold, other)
+        if self.leniencies.percent and (verdict := self._without_percent(gold, other)):
+            return verdict
+        if isinstance(gold, Apply) and isinstance(other, Apply):
+            if gold.function == other.function == "base":
+                return gold == other
+        if any(isinstance(node, Apply) and node.function == "base" for node in (gold, other)):
+            return False
+        signs = infinite_sign(gold), infinite_sign(other)
+        if any(signs):
+            return signs[0] == signs[1]
+        a, b = as_matrix(gold), as_matrix(other)
+        if a is not None or b is not None:
+            return a is not None and b is not None and self.same_matrices(a, b)
+        verdict = same_value(gold, other)
+        return verdict or self._is_near(gold, other) or verdict
+
+    def _without_percent(self, gold: Expression, other: Expression) -> Truth:
+        bare = [
+            node.arguments[0] if isinstance(node, Apply) and node.function == "percent" else node
+            for node in (gold, other)
+        ]
+        return bare != [gold, other] and self.same_expressions(bare[0], bare[1])
+
+    def _is_near(self, gold: Expression, other: Expression) -> bool:
+        return self.leniencies.tolerance > 0 and is_near(gold, other, self.leniencies.tolerance)
+
+    def same_matrices(self, gold: Matrix, other: Matrix) -> Truth:
+        if [len(row) for row in gold.rows] != [len(row) for row in other.rows]:
+            return False
+        cells = zip(sum(gold.rows, ()), sum(other.rows, ()), strict=True)
+        return every([self.same_expressions(a, b) for a, b in cells])
+
+    def same_listings(self, gold: Listing, other: Listing) -> Truth:
+        sets = as_set(gold), as_set(other)
+        if None not in sets:
+            return are_same_sets(sets[0], sets[1], same_value)  # type: ignore[arg-type]
+        if all(isinstance(item, Relation) for item in gold.items + other.items):
+            verdict = self.same_relations(gold.items, other.items)  # type: ignore[arg-type]
+            if verdict is not False:
+                return verdict
+        return self.matched(gold.items, other.items)
+
+    def same_relations(self, gold: Sequence[Relation], other: Sequence[Relation]) -> Truth:
+        if len(gold) == 1 == len(other):
+            sets = as_set(gold[0]), as_set(other[0])
+            if None not in sets and _same_variable(gold[0], other[0]):
+                return are_same_sets(sets[0], sets[1], same_value)  # type: ignore[arg-type]
+        return same_relations(gold, other, self.same)
+
+    def same_collections(self, gold: Answer, other: Answer) -> Truth:
+        """Tuples, intervals, sets and unions; and what may be written as one of them."""
+        match gold, other:
+            case Bracket(), Bracket() if "{" not in (gold.left, other.left):
+                return self.same_brackets(gold, other)
+            case (Bracket("{"), Listing()) | (Listing(), Bracket("{")) | (Bracket("{"), Bracket()):
+                return self.same_finite(gold, other)
+        a, b = _as_vector(gold), _as_vector(other)
+        if a is not None and b is not None:
+            return self.in_order(a, b)
+        sets = as_set(gold), as_set(other)
+        if None not in sets:
+            return are_same_sets(sets[0], sets[1], same_value)  # type: ignore[arg-type]
+        if isinstance(gold, Joined) and isinstance(other, Joined):
+            is_same = gold.operator == other.operator and self.matched(gold.parts, other.parts)
+            return is_same or None
+        gold, other = _only_element(gold), _only_element(other)
+        if isinstance(gold, EXPRESSIONS) and isinstance(other, EXPRESSIONS):
+            return self.same_expressions(gold, other)
+        return False
+
+    def same_brackets(self, gold: Bracket, other: Bracket) -> Truth:
+        brackets = (gold.left, gold.right), (other.left, other.right)
+        is_vector = "<" in (gold.left, other.left) and set(brackets) <= set(VECTOR_BRACKETS)
+        if brackets[0] != brackets[1] and not is_vector:
+            return False
+        return self.in_order(gold.items, other.items)
+
+    def same_finite(self, gold: Answer, other: Answer) -> Truth:
+        """Sets by their elements, however often each is written."""
+        if isinstance(gold, Bracket) and isinstance(other, Bracket):
+            if gold.left != other.left:
+                sets = as_set(gold), as_set(other)
+                return None not in sets and are_same_sets(*sets, same_value)  # type: ignore[arg-type]
+            return self.matched(self.distinct(gold.items), self.distinct(other.items))
+        return self.matched(gold.items, other.items)  # type: ignore[union-attr]
+
+    def distinct(self, items: tuple[Answer, ...]) -> tuple[Answer, ...]:
+        kept: list[Answer] = []
+        for item in items[:MAX_MATCHED]:
+            if not any(self.same(known, item) for known in kept):
+                kept.append(item)
+        return (*kept, *items[MAX_MATCHED:])
+
+    def in_order(self, gold: Sequence[Answer], other: Sequence[Answer]) -> Truth:
+        if len(gold) != len(other):
+            return False
+        verdicts: list[Truth] = []
+        for a, b in zip(gold, other, strict=True):
+            verdicts.append(self.same(a, b))
+            if verdicts[-1] is False:
+                return False
+        return every(verdicts)
+
+    def matched(self, gold: Sequence[Answer], other: Sequence[Answer]) -> Truth:
+        """Whether the items pair up, in any order; equality is transitive, so greedily."""
+        if len(gold) != len(other):
+            return False
+        left = [(a, b) for a, b in zip(gold, other, strict=True) if a != b]
+        waiting, candidates = [a for a, _ in left], [b for _, b in left]
+        if len(waiting) > MAX_MATCHED:
+            return self.in_order(waiting, candidates)
+        unknown = False
+        for item in waiting:
+            verdicts = []
+            for candidate in candidates:
+                verdicts.append(self.same(item, candidate))
+                if verdicts[-1]:
+                    break
+            if verdicts[-1:] == [True]:
+                del candidates[len(verdicts) - 1]
+            elif None in verdicts:
+                unknown = True
+            else:
+                return False
+        return None if unknown else True
+
+
+def _measured(node: Answer) -> tuple[Answer, str]:
+    return (node.value, node.unit) if isinstance(node, Quantity) else (node, "")
+
+
+def _only_element(node: Answer) -> Answer:
+    """The element of a set with one."""
+    if isinstance(node, Bracket) and node.left == "{" and len(node.items) == 1:
+        return node.items[0]
+    return node
+
+
+def _as_vector(node: Answer) -> tuple[Answer, ...] | None:
+    """The components of a point, a row or a column."""
+    if isinstance(node, Matrix) and 1 in (len(node.rows), len(node.rows[0])):
+        return sum(node.rows, ())
+    if isinstance(node, Bracket) and (node.left, node.right) in VECTOR_BRACKETS:
+        return node.items
+    return None
+
+
+def _same_variable(gold: Relation, other: Relation) -> bool:
+    names = [
+        variables(*(side for side in relation.sides if isinstance(side, EXPRESSIONS)))
+        for relation in (gold, other)
+    ]
+    return names[0] == names[1]

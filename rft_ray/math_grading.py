@@ -1,0 +1,133 @@
+r"""Style math: is a completion's final answer mathematically the gold answer?
+
+Both texts may be whole solutions (see `final_answers.py`), or bare answers in LaTeX or plain text.
+All final answers of the completion must be right: two that differ are never correct, save that
+several boxes may together be the list that the gold answer is. Nothing a model wrote is evaluated
+by anything but our own parser; what cannot be read or decided is `unparsable`, never `correct`.
+"""
+
+import re
+from collections.abc import Iterator
+
+from rft_ray.final_answers import FinalAnswers, find_final_answers, readings
+from rft_ray.latex_answers import parse_answer
+from rft_ray.latex_tokens import LatexError, clean
+from rft_ray.latex_tree import Answer, Listing, Words
+from rft_ray.leniencies import Leniencies
+from rft_ray.math_equality import Comparison
+from rft_ray.math_forms import Undecided, Undefined
+from rft_ray.types import Verdict
+
+EXACT = Leniencies()
+MAX_BOXES = 20
+TEXT_MARKUP = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|bf)\s?\{([^{}]*)\}")
+# The letter of a choice, and what the choice says: (B) 12, B. 12
+CHOICE = re.compile(r"\(([A-J])\)\s*(.*)|([A-J])[.:)]\s+(.+)", re.DOTALL)
+
+
+def grade_math(completion: str, answer: str, leniencies: Leniencies = EXACT) -> Verdict:
+    r"""Grade a solution or an answer against a gold solution or answer.
+
+    `wrong` is proved to differ, or of another kind; `unparsable` has no final answer, one that
+    cannot be read, or one whose equality cannot be decided; `error` says that the gold answer
+    cannot be read, so nothing can be said about the completion.
+
+    r"so $x=\boxed{\frac12}$", "0.5" -> correct;  "The answer is 3.", "4" -> wrong
+    r"\boxed{3} or \boxed{4}", "3" -> wrong;      "hello", "4" -> unparsable
+    """
+    gold, finals = _read_gold(answer), find_final_answers(completion)
+    if not gold.text:
+        return "error"
+    comparison = Comparison(leniencies)
+    verdicts = list(_verdicts(gold, finals, comparison))
+    if False in verdicts:
+        return "wrong"
+    if verdicts and None not in verdicts:
+        return "correct"
+    return "error" if gold.tree is None and finals.texts else "unparsable"
+
+
+class _Given:
+    """A stated answer: its cleaned text, and its tree where it can be read."""
+
+    def __init__(self, text: str, tree: Answer | None = None) -> None:
+        self.text, self.tree, self.choice = "", tree, None
+        for reading in readings(text):
+            try:
+                cleaned = clean(reading)
+                self.text = re.sub(r"\s+", "", cleaned)
+                self.choice = CHOICE.fullmatch(TEXT_MARKUP.sub(r"\1", cleaned).strip())
+                self.tree = tree or parse_answer(reading)
+            except LatexError:
+                continue
+            break
+
+
+def _read_gold(answer: str) -> _Given:
+    """The gold answer; what a gold solution says beside its boxes does not count."""
+    finals = find_final_answers(answer)
+    if len(finals.boxes) > 1:
+        return _merged(finals.boxes)
+    return _Given(next(iter(finals.texts), ""))
+
+
+def _merged(texts: tuple[str, ...]) -> _Given:
+    """Several boxes as one list; or as one answer, if they are the same one."""
+    trees = tuple(_Given(text).tree for text in texts)
+    if any(tree is None for tree in trees):
+        return _Given("")
+    return _Given(",".join(texts), Listing(trees))  # type: ignore[arg-type]
+
+
+def _verdicts(
+    gold: _Given, finals: FinalAnswers, comparison: Comparison
+) -> Iterator[bool | None]:
+    """One verdict for the boxes together, and one for every other statement that has content."""
+    if len(finals.boxes) > MAX_BOXES:
+        yield None
+    elif finals.boxes:
+        each = [_judge(gold, _Given(text), comparison) for text in finals.boxes]
+        is_right = all(each) or (len(each) > 1 and _judge(gold, _merged(finals.boxes), comparison))
+        yield is_right or (None if None in each else False)
+    others = [_Given(text) for text in finals.statements]
+    said = [given for given in others if not _is_remark(given, gold)]
+    if finals.boxes:
+        # prose behind a box that is no answer: "the answer is what we expected"
+        said = [given for given in said if given.tree is not None]
+    for given in said:
+        yield _judge(gold, given, comparison)
+
+
+def _is_remark(given: _Given, gold: _Given) -> bool:
+    """Words about an answer ("the answer is correct") where the gold answer is not in words."""
+    return isinstance(given.tree, Words) and not isinstance(gold.tree, Words)
+
+
+def _judge(gold: _Given, given: _Given, comparison: Comparison) -> bool | None:
+    """Whether one stated answer is the gold answer; None where that is not known."""
+    if given.text and given.text == gold.text:
+        return True
+    if gold.choice or given.choice:
+        return _judge_choice(gold, given, comparison)
+    if gold.tree is None or given.tree is None:
+        return None
+    try:
+        return comparison.same(gold.tree, given.tree)
+    except (Undecided, Undefined):
+        return None
+
+
+def _judge_choice(gold: _Given, given: _Given, comparison: Comparison) -> bool | None:
+    """A choice is right by its letter; without a letter on one side, by what it says."""
+    (letter, content), (other, said) = _split_choice(gold), _split_choice(given)
+    if letter and other:
+        return letter == other
+    return _judge(_Given(content or ""), _Given(said or ""), comparison)
+
+
+def _split_choice(given: _Given) -> tuple[str, str]:
+    match = given.choice
+    if match is not None:
+        return (match[1] or match[3]).upper(), match[2] or match[4] or ""
+    letter = re.fullmatch(r"\(?([A-J])\)?\.?", TEXT_MARKUP.sub(r"\1", given.text))
+    return (letter[1].upper(), "") if letter else ("", given.text)
