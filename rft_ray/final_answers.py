@@ -128,14 +128,15 @@ def readings(text: str) -> tuple[str, ...]:
     """
     if not PROSE.match(text):
         return (text,)
-    found = [LAST_VERB.split(text)[-1].strip()] if LAST_VERB.search(text) else []
+    said = LAST_VERB.split(text)[-1].strip() if LAST_VERB.search(text) else ""
+    found = [said] if re.search(r"[0-9\\$]", said) else []
     formulas = _formulas(text)
     if len(formulas) == 1 and not LONE_NUMBER.search(FORMULA.sub(" ", text)):
         found.append(formulas[0])
     numbers = LONE_NUMBER.findall(text)
     if not formulas and len(numbers) == 1:
         found.append(numbers[0])
-    return (*found, text)
+    return (*found, said or text, text)
 
 
 def _formulas(text: str) -> list[str]:

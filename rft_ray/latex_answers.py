@@ -24,7 +24,7 @@ from rft_ray.latex_tree import (
     Symbol,
     Words,
 )
-from rft_ray.latex_words import NUMBER_WORDS, canonical_unit
+from rft_ray.latex_words import FREE_UNITS, NUMBER_WORDS, canonical_unit
 
 MAX_ITEMS = 200
 INTEGER = re.compile(r"[+-]?[0-9]{1,300}")
@@ -129,11 +129,15 @@ class AnswerParser(ExpressionParser):
 
     def measured(self) -> Answer:
         """A value with a currency sign before it or a unit behind it; or words alone."""
-        if self.next.kind == "word":
+        if self.next.kind == "word" and not self.is_currency():
             return self.words()
         is_negative = self.next.text == "-" and self.peek().text == "$"
         self.at += is_negative
         is_money = self.take("$")
+        sign = None
+        if self.is_currency():
+            sign = canonical_unit(self.next.text)
+            self.at += 1
         value = self.colons(self.additive())
         if is_negative:
             value = Product((Number(Fraction(-1)), as_expression(value)))
@@ -142,7 +146,10 @@ class AnswerParser(ExpressionParser):
         if unit in MAGNITUDES and isinstance(value, EXPRESSIONS):
             value = Product((value, Number(Fraction(10 ** MAGNITUDES[unit]))))
             unit = self.unit()
-        return _with_unit(value, unit or ("dollar" if is_money else None))
+        return _with_unit(value, unit or sign or ("dollar" if is_money else None))
+
+    def is_currency(self) -> bool:
+        return self.next.kind == "word" and canonical_unit(self.next.text) in FREE_UNITS
 
     def words(self) -> Answer:
         """Words alone. A letter of a choice may have the choice's content behind it."""

@@ -43,6 +43,7 @@ GREEK = frozenset(
 )
 NAMED = {"pi": "pi", "infty": "infinity", "circ": "degree", "emptyset": "emptyset"}
 OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle"}
+BRACKETS = {r"\{": "{", r"\}": "}", r"\langle": "<", r"\rangle": ">"}
 MATRICES = frozenset("pmatrix bmatrix Bmatrix matrix smallmatrix array vmatrix".split())
 CALLABLE_LETTERS = frozenset("fghFGH")
 
@@ -241,7 +242,7 @@ class ExpressionParser:
         """A decimal, a mixed number, a number in a base, or a repeating decimal."""
         if len(text) > MAX_DIGITS:
             raise LatexError(f"a number of more than {MAX_DIGITS} digits")
-        value = Fraction(text)
+        value = Fraction(text.rstrip("."))
         if self.next.text == "overline" and "." in text:
             return Number(value + self.repeating(text))
         if self.take("_"):
@@ -412,7 +413,9 @@ class ExpressionParser:
             raise LatexError(f"unclosed {opener!r}")
         self.at += 1
         is_group = len(found) == 1 and opener in "([" and closer == OPENING[opener]
-        return found[0] if is_group else Bracket(opener[-1:], tuple(found), closer[-1:])
+        if is_group:
+            return found[0]
+        return Bracket(BRACKETS.get(opener, opener), tuple(found), BRACKETS.get(closer, closer))
 
     def absolute(self) -> Expression:
         self.bars += 1

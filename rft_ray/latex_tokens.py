@@ -22,7 +22,7 @@ class LatexError(ValueError):
 
 
 class Token(NamedTuple):
-    """`kind` is number, letter, command, word, operator, half ("am", "pm") or environment."""
+    """`kind` is number, letter, command, word, operator, half ("a.m.", "p.m.") or environment."""
 
     kind: str
     text: str
@@ -64,7 +64,7 @@ TEXT_COMMANDS = (
 )
 MASTER = re.compile(
     r"(?P<space>\s+)"
-    r"|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+    r"|(?P<number>[0-9]+(?:\.[0-9]+|\.(?=\\overline))?|\.[0-9]+)"
     rf"|\\(?:{TEXT_COMMANDS})\s*\{{(?P<text>)"
     r"|\\(?P<edge>begin|end)\s*\{(?P<environment>[a-zA-Z]+\*?)\}"
     r"|\\(?P<command>[A-Za-z]+)"
@@ -102,7 +102,7 @@ def clean(text: str) -> str:
     text = text.translate(SPELLINGS)
     if r"\begin" not in text:
         text = DOUBLED_BACKSLASH.sub(r"\\", text)
-    if "\\" in text or "~" in text:
+    if "\\" in text or "~" in text or "{,}" in text:
         text = THOUSANDS_MARK.sub("", text)
     if r"\begin" not in text:
         text = DISPLAY_MARK.sub(" ", text)
@@ -157,7 +157,7 @@ def _tokens_of(match: re.Match[str]) -> list[Token]:
     if match["escaped"]:
         return [Token("operator", ESCAPES.get(match[0], match[0]))]
     if match["half"]:
-        return [Token("half", match[0][0].lower() + "m")]
+        return [Token("half", match[0][0].lower() + ".m.")]
     if match["run"]:
         return _run_tokens(match["run"])
     return [Token("operator", {"**": "^"}.get(match[0], match[0]))]

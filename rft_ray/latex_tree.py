@@ -110,7 +110,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Parts between colons: a ratio 3:4 or a time 12:00, with "am", "pm" or "" as its half."""
+    """Parts between colons: a ratio 3:4 or a time 12:00, with "a.m.", "p.m." or "" as its half."""
 
     parts: tuple["Expression", ...]
     half: str = ""

@@ -52,7 +52,7 @@ UNITS = {spelling: name for name, spellings in UNIT_NAMES.items() for spelling i
 # A mark, not a measure: left out on one side, the answer is still the same answer.
 FREE_UNITS = frozenset(("dollar", "euro", "pound sterling", "degree"))
 PERCENT = frozenset("percent percents percentage pct % percent. pct.".split())
-HALVES = {"am": "am", "a.m.": "am", "a.m": "am", "pm": "pm", "p.m.": "pm", "p.m": "pm"}
+HALVES = {half: f"{half[0]}.m." for half in ("am", "a.m.", "a.m", "pm", "p.m.", "p.m")}
 SHORT_WORDS = frozenset("yes no odd none one two six ten red and or all not".split())
 NUMBER_WORDS = {
     word: value

@@ -66,16 +66,17 @@ class Comparison:
         if gold == other:
             return True
         gold, other = without_signs(gold), without_signs(other)
+        verdict: Truth = False
         if isinstance(gold, Relation) and isinstance(other, Relation):
             verdict = self.same_relations([gold], [other])
-            if verdict is not False:
-                return verdict
+            if verdict:
+                return True
         gold_name, gold_value = split_name(gold)
         name, value = split_name(other)
         if gold_value is None or value is None:  # a chain that contradicts itself
             return False
         if gold_name is not None and name is not None and gold_name != name:
-            return False
+            return verdict
         return self.same_unnamed(gold_value, value)
 
     def same_unnamed(self, gold: Answer, other: Answer) -> Truth:

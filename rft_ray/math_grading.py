@@ -100,7 +100,8 @@ def _verdicts(
 
 def _is_remark(given: _Given, gold: _Given) -> bool:
     """Words about an answer ("the answer is correct") where the gold answer is not in words."""
-    return isinstance(given.tree, Words) and not isinstance(gold.tree, Words)
+    is_remark = isinstance(given.tree, Words) and len(given.tree.text) > 1
+    return is_remark and not isinstance(gold.tree, Words)
 
 
 def _judge(gold: _Given, given: _Given, comparison: Comparison) -> bool | None:

@@ -11,8 +11,9 @@ from rft_ray.latex_tree import Apply, Expression, Number, Power, Product, Sum, S
 from rft_ray.math_forms import Undecided
 from rft_ray.math_values import children, has_unknown_function, variables
 
-MAX_NODES = 40
+MAX_NODES = 30
 MAX_NUMBER_BITS = 64
+MAX_POWER_BITS = 1_024
 FUNCTIONS = {
     "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec", "csc": "csc",
     "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "arcsin": "asin", "arccos": "acos",
@@ -83,13 +84,16 @@ def _symbol(name: str, symbols: dict[str, Any], sympy: Any) -> Any:
 
 
 def _power(base: Any, exponent: Expression, symbols: dict[str, Any], sympy: Any) -> Any:
-    if isinstance(exponent, Number) and abs(exponent.value) > 100:
-        raise Undecided("a large power")
-    if isinstance(exponent, Number) and exponent.value.denominator % 2 and base.is_real:
-        if exponent.value.denominator > 1:  # our odd roots of negative numbers are real
-            root = sympy.real_root(base, exponent.value.denominator)
-            return root**exponent.value.numerator
-    return sympy.Pow(base, _built(exponent, symbols, sympy))
+    power = _built(exponent, symbols, sympy)
+    if power.is_number and (not power.is_Rational or _bits(base) * abs(power) > MAX_POWER_BITS):
+        raise Undecided("a large power")  # sympy would work it out at once
+    if power.is_Rational and power.q % 2 and power.q > 1 and base.is_real:
+        return sympy.real_root(base, power.q) ** power.p  # ours are real for negative numbers
+    return sympy.Pow(base, power)
+
+
+def _bits(base: Any) -> int:
+    return max(base.p.bit_length(), base.q.bit_length()) if base.is_Rational else 8
 
 
 def _function(name: str, arguments: list[Any], sympy: Any) -> Any:
@@ -102,6 +106,6 @@ def _function(name: str, arguments: list[Any], sympy: Any) -> Any:
             return x / 100
     if name not in FUNCTIONS:
         raise Undecided(name)
-    if name in ("factorial", "binom") and any(x.is_number and abs(x) > 100 for x in arguments):
+    if name in ("factorial", "binom") and any(x.is_number and not abs(x) < 100 for x in arguments):
         raise Undecided("a large factorial")
     return getattr(sympy, FUNCTIONS[name])(*arguments)
