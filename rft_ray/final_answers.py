@@ -14,6 +14,7 @@ MAX_ANSWER_CHARS = 2_000
 MAX_BARE_CHARS = 300
 MAX_TAIL_CHARS = 4_000
 MAX_STATEMENTS = 20
+MAX_EMPTY_CHARS = 100
 
 BOX_PART = re.compile(r"\\{1,2}(?:boxed|fbox)\s{0,3}\{|\\[{}\\]|[{}]")
 BARE_BOX = re.compile(r"\\boxed\s{0,3}([^\s{}$\\]{1,50})")
@@ -25,7 +26,7 @@ STATEMENT = re.compile(
     r"\banswers?\*{0,2}\s{0,3}(?:is|are|=|:)\*{0,2}\s{0,3}(?:(?:simply|thus|therefore)\b)?:?\s{0,9}",
     re.IGNORECASE,
 )
-SENTENCE_END = re.compile(r"[.!?](?=[\"'*]{0,3}(?:\s|$))|\n|<\||$")
+SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=[\"'*]{0,3}(?:\s|$))|\n|<\||$")
 DISPLAYS = ((r"\[", r"\]"), ("$$", "$$"))
 FORMULA = re.compile(
     r"\$\$(.{1,600}?)\$\$|\\\[(.{1,600}?)\\\]|\\\((.{1,600}?)\\\)|(?<!\\)\$([^$]{1,600})(?<!\\)\$",
@@ -40,15 +41,20 @@ HEDGE = re.compile(r"\b(?:or|not|cannot|maybe|perhaps|either|wrong|incorrect)\b|
 # Two words to begin with: a sentence, not an answer.
 PROSE = re.compile(r"\W{0,3}(?:[A-Za-z]{2,}|[aAI]),?\s+(?:[A-Za-z]{2,}\b|[a-z]\b|\$|\\[\[(])")
 LAST_VERB = re.compile(r"\b(?:is|are|equals|be|equal to)\b(?:\s+(?:equal to|exactly|thus|just))?:?")
+EMPTY_BOX = re.compile(r"(?:\\(?:phantom|hspace|square)\s{0,3}(?:\{[^{}]*\})?|[\s~?_.]|\\[,; ])*")
 NO_CONTENT = re.compile(r"^[\W_]*$|I hope it is correct", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class FinalAnswers:
-    """`boxes` are one answer, or several together; every one of `statements` is an answer."""
+    """`boxes` are one answer, or several together; every one of `statements` is an answer.
+
+    `is_marked` is False where nothing says that the only statement is the final answer.
+    """
 
     boxes: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
+    is_marked: bool = True
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -68,7 +74,7 @@ def find_final_answers(text: str) -> FinalAnswers:
         kept = (s for s in dict.fromkeys(statements) if s and r"\boxed" not in s)
         return FinalAnswers(tuple(dict.fromkeys(boxes)), tuple(kept))
     bare = find_unmarked(text)
-    return FinalAnswers((), (bare,) if bare else ())
+    return FinalAnswers((), (bare,) if bare else (), is_marked=False)
 
 
 def find_boxes(text: str) -> tuple[list[str], int]:
@@ -82,8 +88,11 @@ def find_boxes(text: str) -> tuple[list[str], int]:
         if part == "}":
             depth -= 1
             if opened == depth:
-                found.append(text[start : match.start()].strip())
-                opened, end = -1, match.end()
+                opened, inside = -1, text[start : match.start()].strip()
+                if EMPTY_BOX.fullmatch(inside[:MAX_EMPTY_CHARS]):
+                    continue  # a blank to fill in, in the problem told again
+                end = match.end()
+                found.append(inside)
                 if suffix := BOX_SUFFIX.match(text, end):
                     found[-1] += suffix[1] or suffix[2]
             depth = max(depth, 0)
@@ -146,6 +155,6 @@ def _formulas(text: str) -> list[str]:
 def _last_sentence(text: str) -> str:
     """The last sentence with content; a formula is never cut."""
     masked = FORMULA.sub(lambda match: "F" * len(match[0]), text)
-    cuts = [match.end() for match in re.finditer(r"[.!?](?=\s)|\n", masked)]
+    cuts = [match.end() for match in re.finditer(r"(?<!\\)[.!?](?=\s)|\n|FF(?=\s[A-Z])", masked)]
     pieces = [text[a:b].strip() for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
     return next((piece for piece in reversed(pieces) if not NO_CONTENT.search(piece)), "")

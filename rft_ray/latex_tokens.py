@@ -57,6 +57,7 @@ INVISIBLE = re.compile(
     r"|middle|[Bb]igg?[lrm]?|strut|allowbreak|quad|qquad)(?![A-Za-z])|\\[,;:! ()]|\$|~"
     r"|\\(?:hspace|tag|label)\s*\{[^{}]*\}|[*]{2}(?=[\s:]|$))"
 )
+LONE_DOLLAR = re.compile(r"(?<!\\)\$")
 DISPLAY_MARK = re.compile(r"\\[\[\]]")
 TEXT_COMMANDS = (
     "textbf|textit|textrm|textnormal|textsf|texttt|text|mbox|hbox|mathrm|mathsf|mathit"
@@ -100,6 +101,8 @@ def clean(text: str) -> str:
     if len(text) > MAX_CHARS:
         raise LatexError(f"longer than {MAX_CHARS} characters")
     text = text.translate(SPELLINGS)
+    if len(LONE_DOLLAR.findall(text)) == 1:
+        text = LONE_DOLLAR.sub(r"\\$", text)
     if r"\begin" not in text:
         text = DOUBLED_BACKSLASH.sub(r"\\", text)
     if "\\" in text or "~" in text or "{,}" in text:

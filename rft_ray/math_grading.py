@@ -110,6 +110,10 @@ def _judge(gold: _Given, given: _Given, comparison: Comparison) -> bool | None:
         return True
     if gold.choice or given.choice:
         return _judge_choice(gold, given, comparison)
+    return _judge_trees(gold, given, comparison)
+
+
+def _judge_trees(gold: _Given, given: _Given, comparison: Comparison) -> bool | None:
     if gold.tree is None or given.tree is None:
         return None
     try:
@@ -123,12 +127,14 @@ def _judge_choice(gold: _Given, given: _Given, comparison: Comparison) -> bool |
     (letter, content), (other, said) = _split_choice(gold), _split_choice(given)
     if letter and other:
         return letter == other
-    return _judge(_Given(content or ""), _Given(said or ""), comparison)
+    if not content and not said:
+        return _judge_trees(gold, given, comparison)
+    return _judge(_Given(content), _Given(said), comparison)
 
 
 def _split_choice(given: _Given) -> tuple[str, str]:
     match = given.choice
     if match is not None:
         return (match[1] or match[3]).upper(), match[2] or match[4] or ""
-    letter = re.fullmatch(r"\(?([A-J])\)?\.?", TEXT_MARKUP.sub(r"\1", given.text))
+    letter = re.fullmatch(r"\(?([A-Ja-j])\)?\.?", TEXT_MARKUP.sub(r"\1", given.text))
     return (letter[1].upper(), "") if letter else ("", given.text)
