@@ -104,7 +104,12 @@ def _reordered(gold: str) -> Iterator[str]:
 
 def _items(gold: str) -> list[str]:
     """The elements of a bare list, and nothing for 10,080."""
-    if gold[:1] in ("(", "[", "\\") or r"\in" in gold or r"\!" in gold or re.fullmatch(r"[0-9]+,[0-9]{3}", gold):
+    if (
+        gold[:1] in ("(", "[", "\\")
+        or r"\in" in gold
+        or r"\!" in gold
+        or re.fullmatch(r"[0-9]+,[0-9]{3}", gold)
+    ):
         return []
     return [item.strip() for item in gold.split(",")]
 

@@ -13,7 +13,6 @@ from rft_ray.latex_tree import (
     EXPRESSIONS,
     Answer,
     Apply,
-    Bracket,
     Joined,
     Listing,
     Number,
@@ -224,5 +223,3 @@ def _in_base(digits: str, base: int) -> Answer:
     if not 2 <= base <= 36 or len(digits) > 300 or max(int(d, 36) for d in digits) >= base:
         raise LatexError(f"{digits} is no number in base {base}")
     return Apply("base", (Number(Fraction(int(digits, base))), Number(Fraction(base))))
-
-

@@ -8,7 +8,8 @@ this to whole answers; it supplies `items`.
 
 from fractions import Fraction
 
-from rft_ray.latex_tokens import LatexError, Token
+from rft_ray.latex_numbers import END, NumberParser
+from rft_ray.latex_tokens import LatexError
 from rft_ray.latex_tree import (
     EXPRESSIONS,
     MINUS_ONE,
@@ -24,27 +25,25 @@ from rft_ray.latex_tree import (
     Sum,
     Symbol,
 )
-from rft_ray.latex_words import NUMBER_WORDS
+from rft_ray.latex_words import names
 
 MAX_DEPTH = 40
-MAX_DIGITS = 1_000
 MAX_MATRIX_CELLS = 100
-END = Token("end", "")
 
-TRIGONOMETRIC = frozenset("sin cos tan cot sec csc sinh cosh tanh".split())
-PREFIX_FUNCTIONS = TRIGONOMETRIC | frozenset(
-    "arcsin arccos arctan arccot log ln lg exp gcd lcm max min det arg".split()
+TRIGONOMETRIC = names("sin cos tan cot sec csc sinh cosh tanh")
+PREFIX_FUNCTIONS = TRIGONOMETRIC | names(
+    "arcsin arccos arctan arccot log ln lg exp gcd lcm max min det arg"
 )
-WRAPPERS = frozenset("mathbf boldsymbol bm bold mathcal boxed fbox displaystyle mathop".split())
-ACCENTS = frozenset("vec hat bar tilde overrightarrow widehat overline".split())
-GREEK = frozenset(
+WRAPPERS = names("mathbf boldsymbol bm bold mathcal boxed fbox displaystyle mathop")
+ACCENTS = names("vec hat bar tilde overrightarrow widehat overline")
+GREEK = names(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
-    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar".split()
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar"
 )
 NAMED = {"pi": "pi", "infty": "infinity", "circ": "degree", "emptyset": "emptyset"}
 OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle"}
 BRACKETS = {r"\{": "{", r"\}": "}", r"\langle": "<", r"\rangle": ">"}
-MATRICES = frozenset("pmatrix bmatrix Bmatrix matrix smallmatrix array vmatrix".split())
+MATRICES = names("pmatrix bmatrix Bmatrix matrix smallmatrix array vmatrix")
 CALLABLE_LETTERS = frozenset("fghFGH")
 
 
@@ -70,33 +69,8 @@ def negated(node: Expression) -> Expression:
     return Number(-node.value) if isinstance(node, Number) else Product((MINUS_ONE, node))
 
 
-class ExpressionParser:
-    """Reads expressions from `tokens`, left to right; every method consumes what it returns."""
-
-    def __init__(self, tokens: list[Token]) -> None:
-        self.tokens = tokens
-        self.at = 0
-        self.depth = 0
-        self.bars = 0
-
-    @property
-    def next(self) -> Token:
-        return self.tokens[self.at] if self.at < len(self.tokens) else END
-
-    def peek(self, distance: int = 1) -> Token:
-        index = self.at + distance
-        return self.tokens[index] if index < len(self.tokens) else END
-
-    def take(self, text: str) -> bool:
-        """Step over the next token if it is this operator or command."""
-        if self.next.text != text or self.next.kind in ("word", "letter", "end"):
-            return False
-        self.at += 1
-        return True
-
-    def expect(self, text: str) -> None:
-        if not self.take(text):
-            raise LatexError(f"expected {text!r} before {self.next.text!r}")
+class ExpressionParser(NumberParser):
+    """Reads expressions; every method consumes what it returns."""
 
     def items(self) -> list[Answer]:
         """Answers between commas, inside brackets."""
@@ -237,72 +211,6 @@ class ExpressionParser:
                 raise LatexError(f"unexpected {token.text!r}")
         self.depth -= 1
         return value
-
-    def number(self, text: str) -> Expression:
-        """A decimal, a mixed number, a number in a base, or a repeating decimal."""
-        if len(text) > MAX_DIGITS:
-            raise LatexError(f"a number of more than {MAX_DIGITS} digits")
-        value = Fraction(text.rstrip("."))
-        if self.next.text == "overline" and "." in text:
-            return Number(value + self.repeating(text))
-        if self.take("_"):
-            return self.based(text)
-        if text.isdigit() and (part := self.mixed_part()) is not None:
-            return Number(value + part)
-        return Number(value)
-
-    def repeating(self, text: str) -> Fraction:
-        self.expect("overline")
-        digits = self.argument()
-        if not isinstance(digits, Number) or digits.value.denominator != 1 or digits.value < 0:
-            raise LatexError("not a repeating decimal")
-        length = len(self.tokens[self.at - 2].text)
-        decimals = len(text) - text.index(".") - 1
-        return digits.value / (10**length - 1) / 10**decimals
-
-    def based(self, digits: str) -> Expression:
-        """A whole number in a base, such as 204_5: compared by digits and by base."""
-        base = self.base()
-        if not digits.isdigit() or not 2 <= base <= 36 or max(map(int, digits)) >= base:
-            raise LatexError(f"{digits} is no number in base {base}")
-        return Apply("base", (Number(Fraction(int(digits, base))), Number(Fraction(base))))
-
-    def base(self) -> int:
-        is_group = self.take("{")
-        token = self.next
-        self.at += 1
-        base = NUMBER_WORDS.get(token.text, int(token.text) if token.text.isdecimal() else 0)
-        if is_group:
-            self.expect("}")
-        return base
-
-    def mixed_part(self) -> Fraction | None:
-        r"""The proper fraction behind a whole number: 1\frac{4}{5} or 1 4/5; None without one."""
-        start, tokens = self.at, list(self.tokens[self.at : self.at + 3])
-        if self.take("frac"):
-            top, bottom = self.argument(by_digit=True), self.argument(by_digit=True)
-        elif self._is_plain_fraction(tokens):
-            self.at += 3
-            top, bottom = (Number(Fraction(tokens[i].text)) for i in (0, 2))
-        else:
-            return None
-        whole = isinstance(top, Number) and isinstance(bottom, Number)
-        if not whole or top.value.denominator != 1 or bottom.value.denominator != 1:
-            self.at = start
-            self.tokens[start : start + 3] = tokens
-            return None
-        if not 0 < top.value < bottom.value:
-            raise LatexError("a mixed number without a proper fraction")
-        return top.value / bottom.value
-
-    @staticmethod
-    def _is_plain_fraction(tokens: list[Token]) -> bool:
-        return (
-            [token.kind for token in tokens] == ["number", "operator", "number"]
-            and tokens[0].is_spaced
-            and tokens[1].text == "/"
-            and all(token.text.isdigit() for token in (tokens[0], tokens[2]))
-        )
 
     def named(self, name: str) -> Answer:
         """A variable with its subscript, or a function of it."""

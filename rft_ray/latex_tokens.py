@@ -8,7 +8,7 @@ Unicode operators, thousands separators, words inside and outside \text{...}. AS
 import re
 from typing import NamedTuple
 
-from rft_ray.latex_words import FUNCTION_WORDS, SYMBOL_WORDS, is_word, word_token
+from rft_ray.latex_words import FUNCTION_WORDS, SYMBOL_WORDS, is_word, names, word_token
 
 MAX_CHARS = 2_000
 MAX_TOKENS = 1_000
@@ -65,6 +65,7 @@ TEXT_COMMANDS = (
 )
 MASTER = re.compile(
     r"(?P<space>\s+)"
+    r"|(?P<scientific>(?:[0-9]*\.[0-9]+e[-+]?|[0-9]+(?-i:E[-+]?|e))[0-9]{1,3}(?![0-9.]))"
     r"|(?P<number>[0-9]+(?:\.[0-9]+|\.(?=\\overline))?|\.[0-9]+)"
     rf"|\\(?:{TEXT_COMMANDS})\s*\{{(?P<text>)"
     r"|\\(?P<edge>begin|end)\s*\{(?P<environment>[a-zA-Z]+\*?)\}"
@@ -90,11 +91,11 @@ SYNONYMS = {
     "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta", "tg": "tan", "ctg": "cot",
     "euro": "euros", "pounds": "pounds",
 }  # fmt: skip
-OPERATOR_SYNONYMS = frozenset("<= >= < > != * / [ ] | : and or ...".split())
+OPERATOR_SYNONYMS = names("<= >= < > != * / [ ] | : and or ...")
 
 
 def clean(text: str) -> str:
-    r"""The same answer without what only changes its looks: "\left( 1,\!000 \right)." -> "( 1000 )".
+    r"""The same answer without what only changes its looks: "\left(1,\!000\right)." -> "(1000)".
 
     Raises LatexError where it is longer than MAX_CHARS.
     """
@@ -125,7 +126,9 @@ def tokenize(text: str, nesting: int = 0) -> list[Token]:
         if match["space"]:
             is_spaced = True
             continue
-        if match["number"]:
+        if match["scientific"]:
+            found = _scientific(match["scientific"])
+        elif match["number"]:
             match = _whole_number(text, match, depth)
             position = match.end()
             found = [Token("number", match[0].replace(",", ""))]
@@ -150,6 +153,16 @@ def _whole_number(text: str, match: re.Match[str], depth: int) -> re.Match[str]:
     if long is None or (depth > 0 and not re.search(r",0", long[0])):
         return match
     return long
+
+
+def _scientific(text: str) -> list[Token]:
+    """1.5e-7 and 1E6; not 2e-5, which may be 2e minus 5."""
+    mantissa, _, exponent = text.lower().partition("e")
+    power = [Token("operator", "{"), Token("number", exponent.lstrip("+-")), Token("operator", "}")]
+    if exponent[0] == "-":
+        power.insert(1, Token("operator", "-"))
+    ten = [Token("operator", "*"), Token("number", "10"), Token("operator", "^")]
+    return [Token("number", mantissa), *ten, *power]
 
 
 def _tokens_of(match: re.Match[str]) -> list[Token]:

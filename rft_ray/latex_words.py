@@ -6,9 +6,15 @@ A unit's canonical name is a singular English word with an exponent: "sq. cm" an
 
 import re
 
-FUNCTION_WORDS = frozenset(
+
+def names(text: str) -> frozenset[str]:
+    """A set of words, from a text of them."""
+    return frozenset(text.split())
+
+
+FUNCTION_WORDS = names(
     "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh log ln lg exp sqrt gcd lcm "
-    "max min frac dfrac det floor ceil binom cbrt arg".split()
+    "max min frac dfrac det floor ceil binom cbrt arg"
 )
 SYMBOL_WORDS = {"pi": "pi", "infty": "infty", "infinity": "infty", "inf": "infty"}
 JOINTS = {
@@ -51,18 +57,16 @@ UNIT_NAMES = {
 UNITS = {spelling: name for name, spellings in UNIT_NAMES.items() for spelling in spellings.split()}
 # A mark, not a measure: left out on one side, the answer is still the same answer.
 FREE_UNITS = frozenset(("dollar", "euro", "pound sterling", "degree"))
-PERCENT = frozenset("percent percents percentage pct % percent. pct.".split())
+PERCENT = names("percent percents percentage pct % percent. pct.")
 HALVES = {half: f"{half[0]}.m." for half in ("am", "a.m.", "a.m", "pm", "p.m.", "p.m")}
-SHORT_WORDS = frozenset("yes no odd none one two six ten red and or all not".split())
-NUMBER_WORDS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen twenty".split()
-    )
-}
+SHORT_WORDS = names("yes no odd none one two six ten red and or all not")
+NUMERALS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen twenty"
+)
+NUMBER_WORDS = {word: value for value, word in enumerate(NUMERALS.split())}
 POWERS = {"square": 2, "sq": 2, "sq.": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
-SHORT_UNITS = frozenset("cm mm km ft kg lb lbs oz ml hr hrs mph usd deg mi yd".split())
+SHORT_UNITS = names("cm mm km ft kg lb lbs oz ml hr hrs mph usd deg mi yd")
 LONG_WORD = 4
 
 

@@ -113,7 +113,7 @@ class Comparison:
         if "" not in (unit, other_unit):
             return self._degrees_and_radians(a, unit, b, other_unit)
         stated = unit or other_unit
-        if "degree" == stated and isinstance(a, EXPRESSIONS) and isinstance(b, EXPRESSIONS):
+        if stated == "degree" and isinstance(a, EXPRESSIONS) and isinstance(b, EXPRESSIONS):
             bare = self.same_expressions(a, b)
             turned = [Product((x, DEGREE)) if u else x for x, u in ((a, unit), (b, other_unit))]
             return bare or self.same_expressions(turned[0], turned[1])
@@ -149,11 +149,8 @@ class Comparison:
             return gold.value == other.value or self._is_near(gold, other)
         if self.leniencies.percent and (verdict := self._without_percent(gold, other)):
             return verdict
-        if isinstance(gold, Apply) and isinstance(other, Apply):
-            if gold.function == other.function == "base":
-                return gold == other
         if any(isinstance(node, Apply) and node.function == "base" for node in (gold, other)):
-            return False
+            return gold == other
         signs = infinite_sign(gold), infinite_sign(other)
         if any(signs):
             return signs[0] == signs[1]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from rft_ray.latex_parser import negated
 from rft_ray.latex_tree import EXPRESSIONS, Answer, Relation, Sum
-from rft_ray.math_forms import Form, Monomial, Polynomial, Undecided, Undefined
+from rft_ray.math_forms import Form, Monomial, Polynomial
 from rft_ray.math_functions import FormBuilder
+from rft_ray.math_limits import Undecided, Undefined
 from rft_ray.math_zero import is_zero, sign_of
 
 BACKWARDS = {">": "<", ">=": "<="}
@@ -117,5 +118,3 @@ def _holds_variable(atom: object) -> bool:
             return True
         return any(map(_holds_variable, atom))
     return False
-
-

@@ -12,8 +12,10 @@ is |x|, and an odd root of a negative number is real.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache
-from math import gcd, isqrt, lcm
+from math import gcd, lcm
+
+from rft_ray.math_integers import factorize
+from rft_ray.math_limits import MAX_BITS, Undecided, Undefined
 
 Atom = tuple
 Monomial = frozenset  # of (atom, exponent) pairs
@@ -22,21 +24,11 @@ Polynomial = dict[Monomial, Fraction]
 ONE: Monomial = frozenset()
 HALF = Fraction(1, 2)
 MAX_TERMS = 1_000
-MAX_BITS = 1 << 15
 MAX_WORK = 100_000
 MAX_EXPANDED_POWER = 100
-SMALL_PRIME_LIMIT = 10_000
 # Powers of different atoms of these kinds are linearly independent over the rationals.
 INDEPENDENT = frozenset(("x", "pi", "p", "i"))
 NEVER_ZERO = INDEPENDENT | {"e", "huge", "exp", "cis", "zeta", "q"}
-
-
-class Undecided(ArithmeticError):
-    """The limits, or what is implemented, do not reach to an answer."""
-
-
-class Undefined(ArithmeticError):
-    """The expression has no value: a division by zero, a logarithm of zero."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +72,11 @@ def is_independent(terms: Polynomial) -> bool:
     if len(terms) == 1 and kinds <= NEVER_ZERO:
         return True
     return kinds <= INDEPENDENT or kinds <= (INDEPENDENT - {"pi"}) | {"e"}
+
+
+def is_plain(terms: Polynomial) -> bool:
+    """Whether there are only atoms without branches: variables and constants."""
+    return all(atom[0] in ("x", "p", "pi", "e", "i") for monomial in terms for atom, _ in monomial)
 
 
 class Algebra:
@@ -313,42 +310,6 @@ def _bounded(value: Fraction) -> Fraction:
     if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
         raise Undecided("a huge number")
     return value
-
-
-def factorize(value: Fraction) -> dict[int, int]:
-    """The powers of primes in a positive rational; a large factor left over may be composite."""
-    found = dict(factorize_whole(value.numerator))
-    for prime, power in factorize_whole(value.denominator):
-        found[prime] = -power
-    return found
-
-
-@cache
-def small_primes() -> tuple[int, ...]:
-    """The primes below SMALL_PRIME_LIMIT."""
-    sieve = bytearray([1]) * SMALL_PRIME_LIMIT
-    for n in range(2, isqrt(SMALL_PRIME_LIMIT) + 1):
-        sieve[n * n :: n] = bytes(len(range(n * n, SMALL_PRIME_LIMIT, n)))
-    return tuple(n for n in range(2, SMALL_PRIME_LIMIT) if sieve[n])
-
-
-def factorize_whole(number: int) -> tuple[tuple[int, int], ...]:
-    """Trial division: primes with their powers, and at most one large factor left over."""
-    if number.bit_length() > 4_096:
-        raise Undecided("a number too large to factor")
-    found = []
-    for prime in small_primes():
-        if prime * prime > number:
-            break
-        power = 0
-        while number % prime == 0:
-            number, power = number // prime, power + 1
-        if power:
-            found.append((prime, power))
-    if number > 1:
-        root = isqrt(number)
-        found.append((root, 2) if root * root == number else (number, 1))
-    return tuple(found)
 
 
 def content(terms: Polynomial) -> tuple[Fraction, Monomial]:

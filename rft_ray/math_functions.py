@@ -5,7 +5,6 @@ function of which nothing is known stays an atom by its argument.
 """
 
 from fractions import Fraction
-from math import ceil, comb, factorial, floor, gcd, lcm
 
 from rft_ray.latex_tree import (
     Apply,
@@ -24,17 +23,14 @@ from rft_ray.math_forms import (
     Atom,
     Form,
     Monomial,
-    Undecided,
-    Undefined,
     constant,
     content,
-    factorize,
     single,
 )
-from rft_ray.math_primes import is_prime
+from rft_ray.math_integers import exact_function, factorize, is_prime
+from rft_ray.math_limits import Undecided, Undefined
 from rft_ray.math_values import has_unknown_function, value_at, variables
 
-MAX_FACTORIAL = 3_000
 I = single(("i",))  # noqa: E741
 PI = ("pi",)
 TINY = 1e-15
@@ -319,7 +315,7 @@ class FormBuilder(Algebra):
     def whole_number_function(self, name: str, forms: list[Form]) -> Form:
         values = [form.rational for form in forms]
         if None not in values:
-            found = _exact_function(name, values)  # type: ignore[arg-type]
+            found = exact_function(name, values)  # type: ignore[arg-type]
             if found is not None:
                 return constant(found)
         return single(("call", name, *(form.key for form in forms)))
@@ -339,29 +335,3 @@ def prime_power(prime: int, power: Fraction | int) -> tuple[Atom, Fraction]:
 
 def _by_name(term: tuple[Monomial, Fraction]) -> tuple[list[str], Fraction]:
     return sorted(map(str, term[0])), term[1]
-
-
-def _exact_function(name: str, values: list[Fraction]) -> Fraction | int | None:
-    """The value of a function of rationals, where it is one of those known here."""
-    match name, values:
-        case "floor", [value]:
-            return floor(value)
-        case "ceil", [value]:
-            return ceil(value)
-        case ("max" | "min"), [_, *_]:
-            return max(values) if name == "max" else min(values)
-    if any(value.denominator != 1 for value in values):
-        return None
-    numbers = [value.numerator for value in values]
-    match name, numbers:
-        case "factorial", [n]:
-            if n < 0:
-                raise Undefined("the factorial of a negative number")
-            return factorial(n) if n <= MAX_FACTORIAL else None
-        case "binom", [n, k] if k >= 0 and 0 <= n <= MAX_FACTORIAL:
-            return comb(n, k)
-        case "gcd", [_, *_]:
-            return gcd(*numbers)
-        case "lcm", [_, *_]:
-            return lcm(*numbers) if len(numbers) <= 10 else None
-    return None

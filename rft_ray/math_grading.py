@@ -15,7 +15,7 @@ from rft_ray.latex_tokens import LatexError, clean
 from rft_ray.latex_tree import Answer, Listing, Words
 from rft_ray.leniencies import Leniencies
 from rft_ray.math_equality import Comparison
-from rft_ray.math_forms import Undecided, Undefined
+from rft_ray.math_limits import Undecided, Undefined
 from rft_ray.types import Verdict
 
 EXACT = Leniencies()
@@ -79,9 +79,7 @@ def _merged(texts: tuple[str, ...]) -> _Given:
     return _Given(",".join(texts), Listing(trees))  # type: ignore[arg-type]
 
 
-def _verdicts(
-    gold: _Given, finals: FinalAnswers, comparison: Comparison
-) -> Iterator[bool | None]:
+def _verdicts(gold: _Given, finals: FinalAnswers, comparison: Comparison) -> Iterator[bool | None]:
     """One verdict for the boxes together, and one for every other statement that has content."""
     if len(finals.boxes) > MAX_BOXES:
         yield None

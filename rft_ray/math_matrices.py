@@ -49,9 +49,7 @@ def _product(left: Matrix | None, right: Matrix | None) -> Matrix | None:
     columns = list(zip(*right.rows, strict=True))
     if len(left.rows) * len(columns) * len(right.rows) > MAX_CELLS:
         return None
-    return Matrix(
-        tuple(tuple(_dot(row, column) for column in columns) for row in left.rows)
-    )
+    return Matrix(tuple(tuple(_dot(row, column) for column in columns) for row in left.rows))
 
 
 def _dot(row: tuple[Expression, ...], column: tuple[Expression, ...]) -> Expression:

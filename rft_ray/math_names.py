@@ -4,7 +4,9 @@ r"""What an answer calls its value, and both values of \pm.
 """
 
 from fractions import Fraction
+from itertools import pairwise
 
+from rft_ray.latex_parser import CALLABLE_LETTERS
 from rft_ray.latex_tree import (
     EXPRESSIONS,
     Answer,
@@ -61,6 +63,8 @@ def _name(node: Answer) -> str | None:
             return function if all(isinstance(a, Symbol) for a in arguments) else str(node)
         case Product((Symbol(function), Symbol(_))) if function not in CONSTANTS:
             return function
+        case Product((Power(Symbol(function), _), Symbol(_))) if function in CALLABLE_LETTERS:
+            return f"{function}^-1"
         case Bracket("(", items, ")") if all(isinstance(item, Symbol) for item in items):
             return str([item.name for item in items])  # type: ignore[union-attr]
     return None
@@ -90,7 +94,7 @@ def _last_exact(values: tuple[Answer, ...], operators: tuple[str, ...]) -> Answe
         if operator == "approx":
             break
         exact.append(value)
-    for a, b in zip(exact, exact[1:], strict=False):
+    for a, b in pairwise(exact):
         if isinstance(a, EXPRESSIONS) and isinstance(b, EXPRESSIONS) and same_value(a, b) is False:
             return None
     return exact[-1]

@@ -26,8 +26,9 @@ from rft_ray.latex_tree import (
     Sum,
     Symbol,
 )
-from rft_ray.math_forms import Form, Undecided, Undefined
+from rft_ray.math_forms import Form
 from rft_ray.math_functions import FormBuilder
+from rft_ray.math_limits import Undecided, Undefined
 from rft_ray.math_values import value_at, variables
 
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}

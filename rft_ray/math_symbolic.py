@@ -8,7 +8,7 @@ not come back; the worker's time limit is what bounds them.
 from typing import Any
 
 from rft_ray.latex_tree import Apply, Expression, Number, Power, Product, Sum, Symbol
-from rft_ray.math_forms import Undecided
+from rft_ray.math_limits import Undecided
 from rft_ray.math_values import children, has_unknown_function, variables
 
 MAX_NODES = 30

@@ -1,28 +1,18 @@
-"""Values of expressions to many digits: enough to prove two of them different, never equal.
-
-Except algebraic numbers: their difference is zero or larger than a bound that follows from how they
-are written, so that enough digits decide. The bound is that of Burnikel, Fleischer, Mehlhorn and
-Schirra (2000, and with Schmitt 2001): an expression is a quotient U/L of algebraic integers whose
-conjugates are at most u and l; in a field of degree D, U is zero or |U| >= u^(1-D).
-"""
+"""Values of expressions to many digits: enough to prove two of them different, never equal."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd, log2
 from typing import TYPE_CHECKING, Any
 
 from rft_ray.latex_tree import Apply, Expression, Number, Power, Product, Sum, Symbol
-from rft_ray.math_forms import Undecided, Undefined
+from rft_ray.math_limits import Undecided, Undefined
 
 if TYPE_CHECKING:
     from mpmath.ctx_mp import MPContext
 
 DIGITS = 30
 MAX_MAGNITUDE = 1 << 20
-MAX_BOUND_BITS = 30_000
-MAX_DEGREE = 1 << 12
 MAX_FACTORIAL_ARGUMENT = 10**6
 CONSTANTS = frozenset(("pi", "e", "i", "degree", "infinity", "emptyset"))
 # Where expressions with variables are compared, in order; half of the points are not positive.
@@ -70,7 +60,7 @@ def are_different(left: Expression, right: Expression) -> bool:
     if not names:
         return _differ_at(left, right, {}, needs_real=False)
     whole = _whole_variables(left) | _whole_variables(right)
-    needs_real = not (_has_i(left) or _has_i(right))
+    needs_real = not (has_i(left) or has_i(right))
     for points, wholes in zip(POINTS, WHOLE_POINTS * 2, strict=True):
         place = {
             name: Fraction(wholes[i % 5] + i // 5) if name in whole else points[i % 5] + i // 5
@@ -81,35 +71,9 @@ def are_different(left: Expression, right: Expression) -> bool:
     return False
 
 
-def value_at(
-    node: Expression, place: dict[str, Fraction], digits: int = DIGITS
-) -> Any:
+def value_at(node: Expression, place: dict[str, Fraction], digits: int = DIGITS) -> Any:
     """The value as an mpmath number. Raises Undecided or Undefined where there is none."""
     return _Evaluator(digits, place).of(node)
-
-
-def is_algebraic_zero(node: Expression) -> bool | None:
-    """Whether an expression of roots and rationals is zero, by its separation bound.
-
-    None where it is not algebraic, or would need too many digits.
-    """
-    bound = _Bound()
-    try:
-        size = bound.of(node)
-    except Undecided:
-        return None
-    bits = (bound.degree - 1) * max(size.top, 0.0) + max(size.bottom, 0.0) + 4
-    if bits > MAX_BOUND_BITS:
-        return None
-    working = bits + abs(size.top) + abs(size.bottom) + 64
-    value = value_at(node, {}, int(working * 0.30103) + 10)
-    return bool(abs(value) < Fraction(1, 2) ** 0 * _two_to(-int(bits)))
-
-
-def _two_to(exponent: int) -> Any:
-    import mpmath
-
-    return mpmath.ldexp(1, exponent)
 
 
 def has_unknown_function(node: Expression) -> bool:
@@ -133,8 +97,8 @@ def _whole_variables(node: Expression, inside: bool = False) -> frozenset[str]:
     return frozenset[str]().union(*(_whole_variables(child, inside) for child in children(node)))
 
 
-def _has_i(node: Expression) -> bool:
-    return node == Symbol("i") or any(map(_has_i, children(node)))
+def has_i(node: Expression) -> bool:
+    return node == Symbol("i") or any(map(has_i, children(node)))
 
 
 def _differ_at(
@@ -272,84 +236,3 @@ class _Evaluator:
             return getattr(self.mp, functions.get(name, name))(value)
         except (ZeroDivisionError, ValueError):
             raise Undefined(f"{name} has no value here") from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Size:
-    """log2 of the bounds u and l on the conjugates of a numerator and a denominator."""
-
-    top: float
-    bottom: float
-
-
-class _Bound:
-    """Bounds of an expression without variables, and the degree of a field that holds it."""
-
-    def __init__(self) -> None:
-        self.roots: dict[Expression, int] = {}
-
-    @property
-    def degree(self) -> int:
-        product = 1
-        for order in self.roots.values():
-            product *= order
-        return product
-
-    def adjoin(self, root: Expression, order: int) -> None:
-        self.roots[root] = order
-        if self.degree > MAX_DEGREE:
-            raise Undecided("a field of large degree")
-
-    def of(self, node: Expression) -> _Size:
-        match node:
-            case Number(value):
-                return _Size(log2(abs(value.numerator) or 1), log2(value.denominator))
-            case Symbol("i"):
-                self.adjoin(node, 2)
-                return _Size(0.0, 0.0)
-            case Sum(terms):
-                return self.sum([self.of(term) for term in terms])
-            case Product(factors):
-                sizes = [self.of(factor) for factor in factors]
-                return _Size(sum(s.top for s in sizes), sum(s.bottom for s in sizes))
-            case Power(base, Number(exponent)):
-                return self.power(node, self.of(base), exponent)
-            case Apply("sin" | "cos", (angle,)):
-                return self.angle(angle)
-            case Apply("abs", (inside,)) if not _has_i(inside):
-                return self.of(inside)
-        raise Undecided("not algebraic")
-
-    def sum(self, sizes: list[_Size]) -> _Size:
-        total = sizes[0]
-        for size in sizes[1:]:
-            left, right = total.top + size.bottom, total.bottom + size.top
-            top = max(left, right) + log2(1 + 2.0 ** -min(abs(left - right), 1000.0))
-            total = _Size(top, total.bottom + size.bottom)
-        return total
-
-    def power(self, node: Expression, base: _Size, exponent: Fraction) -> _Size:
-        if abs(exponent.numerator) > 1_000 or exponent.denominator > 64:
-            raise Undecided("a large power")
-        order = exponent.denominator
-        if order > 1:
-            self.adjoin(Power(node.base, Number(Fraction(1, order))), order)  # type: ignore[union-attr]
-            base = _Size((base.top + (order - 1) * base.bottom) / order, base.bottom)
-        if exponent < 0:
-            base = _Size(base.bottom, base.top)
-        times = abs(exponent.numerator)
-        return _Size(base.top * times, base.bottom * times)
-
-    def angle(self, angle: Expression) -> _Size:
-        """sin or cos of a rational multiple of pi: half a sum of two roots of unity."""
-        from rft_ray.math_functions import PI, FormBuilder
-
-        form = FormBuilder().of(angle)
-        turns = form.top.get(frozenset({(PI, Fraction(1))}), Fraction(0))
-        if not form.is_whole or len(form.top) != 1 or not turns:
-            raise Undecided("not a multiple of pi")
-        order = 4 * turns.denominator // gcd(2, turns.denominator)
-        self.adjoin(Symbol(f"root of unity {order}"), 2 * order)
-        return _Size(1.0, 1.0)
-
-

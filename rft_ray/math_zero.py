@@ -4,14 +4,15 @@ Normal forms decide almost everything. Where they cannot, values at points may p
 and a separation bound may prove equality of numbers made of roots; sympy has the last word.
 """
 
-from fractions import Fraction
 from math import pi
 
 from rft_ray.latex_parser import negated
 from rft_ray.latex_tree import Expression, Sum
-from rft_ray.math_forms import ONE, Form, Polynomial, Undecided, Undefined, is_independent
+from rft_ray.math_bounds import is_algebraic_zero
+from rft_ray.math_forms import Form, Polynomial, constant, is_independent, is_plain
 from rft_ray.math_functions import FormBuilder
-from rft_ray.math_values import are_different, is_algebraic_zero, value_at, variables
+from rft_ray.math_limits import Undecided, Undefined
+from rft_ray.math_values import are_different, value_at, variables
 
 CERTAIN = 1e-9
 
@@ -37,14 +38,12 @@ def _by_forms(left: Expression, right: Expression) -> bool | None:
     builder = FormBuilder()
     a, b = builder.of(left), builder.of(right)
     verdict = is_zero(builder.minus(a, b))
+    if verdict and not (is_plain(a.top) and is_plain(b.top)) and are_different(left, right):
+        return None  # a branch of a root taken in two ways: values have the veto
     if verdict is None and len(a.top) == len(b.top) == 1 and a.is_whole and b.is_whole:
         ratio = builder.over(a, b)
-        verdict = True if ratio.rational == 1 else is_zero(builder.minus(ratio, _one()))
+        verdict = True if ratio.rational == 1 else is_zero(builder.minus(ratio, constant(1)))
     return verdict
-
-
-def _one() -> Form:
-    return Form({ONE: Fraction(1)})
 
 
 def is_zero(form: Form) -> bool | None:

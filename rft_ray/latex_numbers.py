@@ -1,0 +1,114 @@
+r"""Numbers as answers write them: decimals, mixed numbers, repeating decimals, other bases."""
+
+from fractions import Fraction
+
+from rft_ray.latex_tokens import LatexError, Token
+from rft_ray.latex_tree import Apply, Expression, Number
+from rft_ray.latex_words import NUMBER_WORDS
+
+MAX_DIGITS = 1_000
+MAX_BASE = 36
+END = Token("end", "")
+
+
+class TokenReader:
+    """The tokens and the place in them, which only moves to the right but for a look-ahead."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = tokens
+        self.at = 0
+        self.depth = 0
+        self.bars = 0
+
+    @property
+    def next(self) -> Token:
+        return self.tokens[self.at] if self.at < len(self.tokens) else END
+
+    def peek(self, distance: int = 1) -> Token:
+        index = self.at + distance
+        return self.tokens[index] if index < len(self.tokens) else END
+
+    def take(self, text: str) -> bool:
+        """Step over the next token if it is this operator or command."""
+        if self.next.text != text or self.next.kind in ("word", "letter", "end"):
+            return False
+        self.at += 1
+        return True
+
+    def expect(self, text: str) -> None:
+        if not self.take(text):
+            raise LatexError(f"expected {text!r} before {self.next.text!r}")
+
+
+class NumberParser(TokenReader):
+    """Numbers, after their first token was taken."""
+
+    def argument(self, by_digit: bool = False) -> Expression:
+        """A command's argument."""
+        raise NotImplementedError
+
+    def number(self, text: str) -> Expression:
+        """A decimal, a mixed number, a number in a base, or a repeating decimal."""
+        if len(text) > MAX_DIGITS:
+            raise LatexError(f"a number of more than {MAX_DIGITS} digits")
+        value = Fraction(text.rstrip("."))
+        if self.next.text == "overline" and "." in text:
+            return Number(value + self.repeating(text))
+        if self.take("_"):
+            return self.based(text)
+        if text.isdigit() and (part := self.mixed_part()) is not None:
+            return Number(value + part)
+        return Number(value)
+
+    def repeating(self, text: str) -> Fraction:
+        self.expect("overline")
+        digits = self.argument()
+        if not isinstance(digits, Number) or digits.value.denominator != 1 or digits.value < 0:
+            raise LatexError("not a repeating decimal")
+        length = len(self.tokens[self.at - 2].text)
+        decimals = len(text) - text.index(".") - 1
+        return digits.value / (10**length - 1) / 10**decimals
+
+    def based(self, digits: str) -> Expression:
+        """A whole number in a base, such as 204_5: compared by digits and by base."""
+        base = self.base()
+        if not digits.isdigit() or not 2 <= base <= 36 or max(map(int, digits)) >= base:
+            raise LatexError(f"{digits} is no number in base {base}")
+        return Apply("base", (Number(Fraction(int(digits, base))), Number(Fraction(base))))
+
+    def base(self) -> int:
+        is_group = self.take("{")
+        token = self.next
+        self.at += 1
+        base = NUMBER_WORDS.get(token.text, int(token.text) if token.text.isdecimal() else 0)
+        if is_group:
+            self.expect("}")
+        return base
+
+    def mixed_part(self) -> Fraction | None:
+        r"""The proper fraction behind a whole number: 1\frac{4}{5} or 1 4/5; None without one."""
+        start, tokens = self.at, list(self.tokens[self.at : self.at + 3])
+        if self.take("frac"):
+            top, bottom = self.argument(by_digit=True), self.argument(by_digit=True)
+        elif self._is_plain_fraction(tokens):
+            self.at += 3
+            top, bottom = (Number(Fraction(tokens[i].text)) for i in (0, 2))
+        else:
+            return None
+        whole = isinstance(top, Number) and isinstance(bottom, Number)
+        if not whole or top.value.denominator != 1 or bottom.value.denominator != 1:
+            self.at = start
+            self.tokens[start : start + 3] = tokens
+            return None
+        if not 0 < top.value < bottom.value:
+            raise LatexError("a mixed number without a proper fraction")
+        return top.value / bottom.value
+
+    @staticmethod
+    def _is_plain_fraction(tokens: list[Token]) -> bool:
+        return (
+            [token.kind for token in tokens] == ["number", "operator", "number"]
+            and tokens[0].is_spaced
+            and tokens[1].text == "/"
+            and all(token.text.isdigit() for token in (tokens[0], tokens[2]))
+        )
