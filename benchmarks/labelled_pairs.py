@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from math_variants import variants
+
 DATA = Path(__file__).parents[2] / "shared/data"
 
 
@@ -55,6 +57,19 @@ def math_cot() -> Iterator[LabelledPair]:
             yield LabelledPair(name, response, row["gt"], is_right, row["idx"] in (3, 72))
 
 
+def math_rewritten() -> Iterator[LabelledPair]:
+    """MATH-500's gold answers written otherwise, and answers just beside them, by program."""
+    for row in _lines("math/math500.jsonl"):
+        for index, (text, is_equal) in enumerate(variants(row["answer"])):
+            yield LabelledPair(f"{row['unique_id']}/{index}", text, row["answer"], is_equal)
+
+
+def math_solutions() -> Iterator[LabelledPair]:
+    """MATH-500's own solutions, graded against their answers."""
+    for row in _lines("math/math500.jsonl"):
+        yield LabelledPair(row["unique_id"], row["solution"], row["answer"], True)
+
+
 def _lines(name: str) -> Iterator[dict[str, Any]]:
     path = DATA / name
     if path.exists():
@@ -67,4 +82,6 @@ DATASETS: dict[str, tuple[str, Callable[[], Iterator[LabelledPair]]]] = {
     "gsm8k": ("gsm8k", gsm8k_labelled),
     "math_verify_tests": ("math", math_verify_tests),
     "math_cot": ("math", math_cot),
+    "math_rewritten": ("math", math_rewritten),
+    "math_solutions": ("math", math_solutions),
 }

@@ -8,7 +8,7 @@ stands before the last box in prose ("so the answer is 5 ... no") does not count
 import re
 from dataclasses import dataclass
 
-from rft_ray.grading import ANSWER_MARK
+from rft_ray.stated_answers import ANSWER_MARK
 
 MAX_ANSWER_CHARS = 2_000
 MAX_BARE_CHARS = 300
@@ -49,12 +49,14 @@ NO_CONTENT = re.compile(r"^[\W_]*$|I hope it is correct", re.IGNORECASE)
 class FinalAnswers:
     """`boxes` are one answer, or several together; every one of `statements` is an answer.
 
+    `behind` has for each box what may belong to it: the % of 28}%, the _5 of 204}_5, or "".
     `is_marked` is False where nothing says that the only statement is the final answer.
     """
 
     boxes: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
     is_marked: bool = True
+    behind: tuple[str, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -72,16 +74,20 @@ def find_final_answers(text: str) -> FinalAnswers:
     statements = [*marked[-MAX_STATEMENTS:], *find_statements(text, end)]
     if boxes or statements:
         kept = (s for s in dict.fromkeys(statements) if s and r"\boxed" not in s)
-        return FinalAnswers(tuple(dict.fromkeys(boxes)), tuple(kept))
+        texts, behind = zip(*dict.fromkeys(boxes), strict=True) if boxes else ((), ())
+        return FinalAnswers(texts, tuple(kept), behind=behind)
     bare = find_unmarked(text)
     return FinalAnswers((), (bare,) if bare else (), is_marked=False)
 
 
-def find_boxes(text: str) -> tuple[list[str], int]:
-    r"""The contents of all outermost \boxed{}, and where the last one ends (0 without)."""
+def find_boxes(text: str) -> tuple[list[tuple[str, str]], int]:
+    r"""All outermost \boxed{}: contents, and what stands behind; and where the last one ends.
+
+    r"\boxed{28}\%, \boxed{5}" -> [("28", r"\%"), ("5", "")], 21
+    """
     if "boxed" not in text and "fbox" not in text:
         return [], 0
-    found: list[str] = []
+    found: list[tuple[str, str]] = []
     depth, opened, start, end = 0, -1, 0, 0
     for match in BOX_PART.finditer(text):
         part = match[0]
@@ -92,16 +98,15 @@ def find_boxes(text: str) -> tuple[list[str], int]:
                 if EMPTY_BOX.fullmatch(inside[:MAX_EMPTY_CHARS]):
                     continue  # a blank to fill in, in the problem told again
                 end = match.end()
-                found.append(inside)
-                if suffix := BOX_SUFFIX.match(text, end):
-                    found[-1] += suffix[1] or suffix[2]
+                suffix = BOX_SUFFIX.match(text, end)
+                found.append((inside, (suffix[1] or suffix[2]) if suffix else ""))
             depth = max(depth, 0)
         elif part[-1] == "{" and part != r"\{":
             if len(part) > 1 and opened < 0:
                 opened, start = depth, match.end()
             depth += 1
     if not found and (bare := BARE_BOX.search(text)):
-        return [bare[1]], bare.end()
+        return [(bare[1], "")], bare.end()
     return found, end
 
 
@@ -125,9 +130,14 @@ def find_unmarked(text: str) -> str | None:
     """A text that is nothing but an answer, or else its last sentence unless that one hedges."""
     bare = MARKUP.sub(" ", text[-MAX_TAIL_CHARS:]).strip()
     if len(text) <= MAX_BARE_CHARS and not RUNNING_WORDS.search(bare):
-        return bare
+        return None if PROSE.match(bare) and _hedges(bare) else bare
     last = _last_sentence(bare)
-    return None if HEDGE.search(last) else last
+    return None if _hedges(last) else last
+
+
+def _hedges(sentence: str) -> bool:
+    """Whether it asks, denies or offers a choice, so that a number in it is no answer."""
+    return sentence.rstrip(" *").endswith("?") or HEDGE.search(sentence) is not None
 
 
 def readings(text: str) -> tuple[str, ...]:
@@ -135,7 +145,7 @@ def readings(text: str) -> tuple[str, ...]:
 
     "The volume of $V$ is 120" -> ("120",);  "by 5 cm" -> ("5",);  "x=5" -> ("x=5",)
     """
-    if not PROSE.match(text):
+    if not PROSE.match(text) or HEDGE.search(text):
         return (text,)
     said = LAST_VERB.split(text)[-1].strip() if LAST_VERB.search(text) else ""
     found = [said] if re.search(r"[0-9\\$]", said) else []

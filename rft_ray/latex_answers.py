@@ -7,13 +7,14 @@ prose, or holds what the parser does not know, is a LatexError and never a guess
 import re
 from fractions import Fraction
 
-from rft_ray.latex_parser import ExpressionParser, as_expression
-from rft_ray.latex_tokens import LatexError, clean, tokenize
+from rft_ray.latex_parser import ExpressionParser
+from rft_ray.latex_tokens import clean, tokenize
 from rft_ray.latex_tree import (
     EXPRESSIONS,
     Answer,
     Apply,
     Joined,
+    LatexError,
     Listing,
     Number,
     Product,
@@ -22,6 +23,7 @@ from rft_ray.latex_tree import (
     Relation,
     Symbol,
     Words,
+    as_expression,
 )
 from rft_ray.latex_words import FREE_UNITS, NUMBER_WORDS, canonical_unit
 

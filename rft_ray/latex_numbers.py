@@ -2,8 +2,8 @@ r"""Numbers as answers write them: decimals, mixed numbers, repeating decimals, 
 
 from fractions import Fraction
 
-from rft_ray.latex_tokens import LatexError, Token
-from rft_ray.latex_tree import Apply, Expression, Number
+from rft_ray.latex_tokens import Token
+from rft_ray.latex_tree import Apply, Expression, LatexError, Number
 from rft_ray.latex_words import NUMBER_WORDS
 
 MAX_DIGITS = 1_000

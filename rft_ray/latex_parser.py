@@ -9,14 +9,13 @@ this to whole answers; it supplies `items`.
 from fractions import Fraction
 
 from rft_ray.latex_numbers import END, NumberParser
-from rft_ray.latex_tokens import LatexError
 from rft_ray.latex_tree import (
-    EXPRESSIONS,
     MINUS_ONE,
     Answer,
     Apply,
     Bracket,
     Expression,
+    LatexError,
     Listing,
     Matrix,
     Number,
@@ -24,6 +23,9 @@ from rft_ray.latex_tree import (
     Product,
     Sum,
     Symbol,
+    as_expression,
+    negated,
+    quotient,
 )
 from rft_ray.latex_words import names
 
@@ -45,28 +47,6 @@ OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle"}
 BRACKETS = {r"\{": "{", r"\}": "}", r"\langle": "<", r"\rangle": ">"}
 MATRICES = names("pmatrix bmatrix Bmatrix matrix smallmatrix array vmatrix")
 CALLABLE_LETTERS = frozenset("fghFGH")
-
-
-def as_expression(node: Answer) -> Expression:
-    """The node itself; raises LatexError where arithmetic cannot be done on it."""
-    if not isinstance(node, EXPRESSIONS):
-        raise LatexError(f"no arithmetic on a {type(node).__name__.lower()}")
-    return node
-
-
-def quotient(top: Expression, bottom: Expression) -> Expression:
-    """top / bottom, folded where both are numbers."""
-    if isinstance(bottom, Number):
-        if bottom.value == 0:
-            raise LatexError("division by zero")
-        if isinstance(top, Number):
-            return Number(top.value / bottom.value)
-    return Product((top, Power(bottom, MINUS_ONE)))
-
-
-def negated(node: Expression) -> Expression:
-    """The node with the other sign."""
-    return Number(-node.value) if isinstance(node, Number) else Product((MINUS_ONE, node))
 
 
 class ExpressionParser(NumberParser):
@@ -154,6 +134,8 @@ class ExpressionParser(NumberParser):
         """base ^ what follows; a raised circle is the degree sign."""
         if self.take("circ") or self.take_group("circ"):
             return Product((base, Symbol("degree")))
+        if any(map(self.take_group, ("st", "nd", "rd", "th"))):
+            return base
         if self.take_group("prime") or self.take("prime"):
             raise LatexError("a derivative")
         return Power(base, self.exponent())
@@ -177,6 +159,8 @@ class ExpressionParser(NumberParser):
         """What braces hold: one answer, or several side by side."""
         self.expect("{")
         found = self.items()
+        if self.take("choose"):
+            found = [Apply("binom", (*map(as_expression, found + self.items()),))]
         self.expect("}")
         return found[0] if len(found) == 1 else Listing(tuple(found))
 

@@ -8,6 +8,7 @@ Unicode operators, thousands separators, words inside and outside \text{...}. AS
 import re
 from typing import NamedTuple
 
+from rft_ray.latex_tree import LatexError
 from rft_ray.latex_words import FUNCTION_WORDS, SYMBOL_WORDS, is_word, names, word_token
 
 MAX_CHARS = 2_000
@@ -15,10 +16,6 @@ MAX_TOKENS = 1_000
 MAX_TEXT_NESTING = 5
 
 OPENERS, CLOSERS = ("(", "[", r"\{", r"\langle"), (")", "]", r"\}", r"\rangle")
-
-
-class LatexError(ValueError):
-    """The text is not an answer that can be read, or is larger than the limits."""
 
 
 class Token(NamedTuple):
@@ -47,7 +44,7 @@ SPELLINGS = str.maketrans(
 
 # Between digits, LaTeX's explicit thousands separators, and a thin space.
 THOUSANDS_MARK = re.compile(
-    r"(?<=[0-9])(?:\{,\}|,\\[!,;:]|\\[,;: ]|~)(?:\\!)?\s{0,3}(?=[0-9]{3}(?![0-9]))"
+    r"(?<=[0-9])(?:\s?\{,\s?\}|,\\[!,;:]|\\[,;: ]|~)(?:\\!)?\s{0,3}(?=[0-9]{3}(?![0-9]))"
 )
 SPACED_THOUSANDS = re.compile(r"[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 # Answers out of JSON that was escaped twice: \\frac. Rows of a matrix do need their \\.
@@ -58,6 +55,8 @@ INVISIBLE = re.compile(
     r"|\\(?:hspace|tag|label)\s*\{[^{}]*\}|[*]{2}(?=[\s:]|$))"
 )
 LONE_DOLLAR = re.compile(r"(?<!\\)\$")
+# One full stop ends a sentence; three leave something out.
+TRAILING = re.compile(r"(?:(?<!\.)[.,;:]|[\s*\\])*\Z")
 DISPLAY_MARK = re.compile(r"\\[\[\]]")
 TEXT_COMMANDS = (
     "textbf|textit|textrm|textnormal|textsf|texttt|text|mbox|hbox|mathrm|mathsf|mathit"
@@ -106,11 +105,11 @@ def clean(text: str) -> str:
         text = LONE_DOLLAR.sub(r"\\$", text)
     if r"\begin" not in text:
         text = DOUBLED_BACKSLASH.sub(r"\\", text)
-    if "\\" in text or "~" in text or "{,}" in text:
+    if "\\" in text or "~" in text or "{," in text:
         text = THOUSANDS_MARK.sub("", text)
     if r"\begin" not in text:
         text = DISPLAY_MARK.sub(" ", text)
-    text = INVISIBLE.sub(" ", text).strip().strip('"').rstrip(".,;: \t\n\\*").strip()
+    text = TRAILING.sub("", INVISIBLE.sub(" ", text).strip().strip('"')).strip()
     return text.replace(" ", "") if SPACED_THOUSANDS.fullmatch(text) else text
 
 

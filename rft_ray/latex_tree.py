@@ -9,6 +9,10 @@ from fractions import Fraction
 from typing import TypeAlias
 
 
+class LatexError(ValueError):
+    """The text is not an answer that can be read, or is larger than the limits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """An exact rational."""
@@ -122,3 +126,25 @@ Answer: TypeAlias = Expression | Listing | Bracket | Relation | Joined | Quantit
 
 EXPRESSIONS = (Number, Symbol, Sum, Product, Power, Apply, Matrix)
 MINUS_ONE = Number(Fraction(-1))
+
+
+def quotient(top: Expression, bottom: Expression) -> Expression:
+    """top / bottom, folded where both are numbers."""
+    if isinstance(bottom, Number):
+        if bottom.value == 0:
+            raise LatexError("division by zero")
+        if isinstance(top, Number):
+            return Number(top.value / bottom.value)
+    return Product((top, Power(bottom, MINUS_ONE)))
+
+
+def negated(node: Expression) -> Expression:
+    """The node with the other sign."""
+    return Number(-node.value) if isinstance(node, Number) else Product((MINUS_ONE, node))
+
+
+def as_expression(node: Answer) -> Expression:
+    """The node itself; raises LatexError where arithmetic cannot be done on it."""
+    if not isinstance(node, EXPRESSIONS):
+        raise LatexError(f"no arithmetic on a {type(node).__name__.lower()}")
+    return node

@@ -52,14 +52,18 @@ UNIT_NAMES = {
     "mile/hour": "mph",
     "kilometer/hour": "km/h kph",
     "meter/second": "m/s",
-    "": "unit units",
+    "unit": "unit units",
+    "ordinal": "st nd rd th",
 }
 UNITS = {spelling: name for name, spellings in UNIT_NAMES.items() for spelling in spellings.split()}
 # A mark, not a measure: left out on one side, the answer is still the same answer.
-FREE_UNITS = frozenset(("dollar", "euro", "pound sterling", "degree"))
+FREE_UNITS = frozenset(
+    ("dollar", "euro", "pound sterling", "degree", "unit", "unit^2", "unit^3", "ordinal")
+)
+NO_SOLUTION = frozenset(("no solution", "no solutions", "empty set", "the empty set"))
 PERCENT = names("percent percents percentage pct % percent. pct.")
 HALVES = {half: f"{half[0]}.m." for half in ("am", "a.m.", "a.m", "pm", "p.m.", "p.m")}
-SHORT_WORDS = names("yes no odd none one two six ten red and or all not")
+SHORT_WORDS = names("yes no odd per none one two six ten red and or all not")
 NUMERALS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen twenty"
@@ -110,6 +114,11 @@ def canonical_unit(phrase: str, power: int = 1) -> str:
         if word in POWERS:
             power *= POWERS[word]
         else:
-            kept.append(UNITS.get(word, UNITS.get(word.rstrip("."), word)))
+            kept.append(UNITS.get(word) or UNITS.get(word.rstrip(".")) or _singular(word))
     name = " ".join(kept).replace(" / ", "/").strip()
     return f"{name}^{power}" if name and power != 1 else name
+
+
+def _singular(word: str) -> str:
+    """cups -> cup, glass -> glass."""
+    return word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] != "s" else word

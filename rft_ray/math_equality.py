@@ -33,7 +33,7 @@ from rft_ray.latex_tree import (
     Symbol,
     Words,
 )
-from rft_ray.latex_words import FREE_UNITS
+from rft_ray.latex_words import FREE_UNITS, NO_SOLUTION, UNITS
 from rft_ray.leniencies import Leniencies
 from rft_ray.math_equations import same_relations
 from rft_ray.math_matrices import as_matrix
@@ -45,6 +45,7 @@ from rft_ray.math_zero import is_near, same_value
 MAX_MATCHED = 30
 VECTOR_BRACKETS = (("(", ")"), ("<", ">"))
 DEGREE = Symbol("degree")
+KINDS = (Relation, Bracket, Joined, Listing)
 Truth = bool | None
 
 
@@ -61,8 +62,16 @@ class Comparison:
     def __init__(self, leniencies: Leniencies) -> None:
         self.leniencies = leniencies
 
+    def same_answers(self, gold: Answer, other: Answer) -> Truth:
+        """Whether `other` is the gold answer, where {5} may stand for 5 on either side."""
+        verdict = self.same(gold, other)
+        inner = _only_element(gold), _only_element(other)
+        if verdict or inner == (gold, other):
+            return verdict
+        return self.same(*inner) or verdict
+
     def same(self, gold: Answer, other: Answer) -> Truth:
-        """Whether `other` is the gold answer."""
+        """Whether two answers, or two parts of answers, are the same."""
         if gold == other:
             return True
         gold, other = without_signs(gold), without_signs(other)
@@ -104,10 +113,12 @@ class Comparison:
             for node in (gold, other)
             if isinstance(node, Words | Symbol)
         ]
+        if "emptyset" in texts:
+            return any(text in NO_SOLUTION for text in texts)
         return len(texts) == 2 and texts[0] == texts[1]
 
     def same_quantities(self, gold: Answer, other: Answer) -> Truth:
-        (a, unit), (b, other_unit) = map(_measured, (gold, other))
+        (a, unit), (b, other_unit) = _measured(gold, other), _measured(other, gold)
         if unit == other_unit:
             return self.same(a, b)
         if "" not in (unit, other_unit):
@@ -209,9 +220,14 @@ class Comparison:
         if isinstance(gold, Joined) and isinstance(other, Joined):
             is_same = gold.operator == other.operator and self.matched(gold.parts, other.parts)
             return is_same or None
-        gold, other = _only_element(gold), _only_element(other)
-        if isinstance(gold, EXPRESSIONS) and isinstance(other, EXPRESSIONS):
-            return self.same_expressions(gold, other)
+        if isinstance(gold, Relation) or isinstance(other, Relation):
+            # x^2 < 4 and (-2, 2), or x^2 = 4 and 2, -2: solving is not done here
+            return None if isinstance(gold, KINDS) and isinstance(other, KINDS) else False
+        for listing, single in ((gold, other), (other, gold)):
+            # 7/2 or 3.5: one value, written twice
+            alike = isinstance(listing, Listing) and listing.joint == "or"
+            if alike and not any(isinstance(item, Relation) for item in listing.items):
+                return every([self.same(item, single) for item in listing.items])
         return False
 
     def same_brackets(self, gold: Bracket, other: Bracket) -> Truth:
@@ -271,8 +287,15 @@ class Comparison:
         return None if unknown else True
 
 
-def _measured(node: Answer) -> tuple[Answer, str]:
-    return (node.value, node.unit) if isinstance(node, Quantity) else (node, "")
+def _measured(node: Answer, beside: Answer) -> tuple[Answer, str]:
+    """A value and its unit; 5m is five metres only beside an answer in metres."""
+    if isinstance(node, Quantity):
+        return node.value, node.unit
+    match node:
+        case Product((value, Symbol(letter))) if isinstance(beside, Quantity):
+            if UNITS.get(letter) == beside.unit:
+                return value, beside.unit
+    return node, ""
 
 
 def _only_element(node: Answer) -> Answer:

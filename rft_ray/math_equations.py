@@ -8,8 +8,7 @@ two equations have the same solutions in another way (x^2 = 4 and |x| = 2) is no
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rft_ray.latex_parser import negated
-from rft_ray.latex_tree import EXPRESSIONS, Answer, Relation, Sum
+from rft_ray.latex_tree import EXPRESSIONS, Answer, Relation, Sum, negated
 from rft_ray.math_forms import Form, Monomial, Polynomial
 from rft_ray.math_functions import FormBuilder
 from rft_ray.math_limits import Undecided, Undefined
@@ -83,7 +82,7 @@ def _proportional(gold: Link, other: Link) -> Truth:
     a, b = builder.times(a, Form(b.bottom)), builder.times(b, Form(a.bottom))
     top_a, top_b = _by_variables(a.top), _by_variables(b.top)
     if not top_a or not top_b:
-        return not top_a and not top_b
+        return None if not top_a and not top_b else False  # identities say nothing
     if set(top_a) != set(top_b):
         kinds = {atom[0] for monomial in (*top_a, *top_b) for atom, _ in monomial}
         return False if kinds <= {"x"} else None

@@ -109,6 +109,9 @@ class FormBuilder(Algebra):
 
     def exponential(self, base: Atom, monomial: Monomial, power: Fraction) -> Form:
         """base ** (power * monomial) for a monomial that is no number."""
+        logarithm = next(iter(monomial))[0] if len(monomial) == 1 else ("",)
+        if base == ("e",) and logarithm[0] == "ln" and (logarithm, 1) in monomial:
+            return self.term(Fraction(1), {logarithm[1]: power})  # e^ln a is a
         has_i = not isinstance(monomial, tuple) and (("i",), Fraction(1)) in monomial
         if has_i and base == ("e",):
             return self.turn(monomial - {(("i",), Fraction(1))}, power)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from rft_ray.final_answers import FinalAnswers, find_final_answers, readings
 from rft_ray.latex_answers import parse_answer
-from rft_ray.latex_tokens import LatexError, clean
-from rft_ray.latex_tree import Answer, Listing, Words
+from rft_ray.latex_tokens import clean
+from rft_ray.latex_tree import Answer, LatexError, Listing, Words
 from rft_ray.leniencies import Leniencies
 from rft_ray.math_equality import Comparison
 from rft_ray.math_limits import Undecided, Undefined
@@ -21,6 +21,8 @@ from rft_ray.types import Verdict
 EXACT = Leniencies()
 MAX_BOXES = 20
 TEXT_MARKUP = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|bf)\s?\{([^{}]*)\}")
+# Between two digits or letters, space is what tells 5 6 from 56.
+NEEDLESS_SPACE = re.compile(r"\s+(?![0-9A-Za-z])|(?<![0-9A-Za-z])\s+")
 # The letter of a choice, and what the choice says: (B) 12, B. 12
 CHOICE = re.compile(r"\(([A-J])\)\s*(.*)|([A-J])[.:)]\s+(.+)", re.DOTALL)
 
@@ -35,16 +37,23 @@ def grade_math(completion: str, answer: str, leniencies: Leniencies = EXACT) -> 
     r"so $x=\boxed{\frac12}$", "0.5" -> correct;  "The answer is 3.", "4" -> wrong
     r"\boxed{3} or \boxed{4}", "3" -> wrong;      "hello", "4" -> unparsable
     """
-    gold, finals = _read_gold(answer), find_final_answers(completion)
-    if not gold.text:
+    golds, finals = _read_gold(answer), find_final_answers(completion)
+    if not golds[0].text:
         return "error"
     comparison = Comparison(leniencies)
-    verdicts = list(_verdicts(gold, finals, comparison))
-    if False in verdicts:
-        return "wrong"
-    if verdicts and None not in verdicts:
+    outcomes = [_outcome(list(_verdicts(gold, finals, comparison))) for gold in golds]
+    if True in outcomes:
         return "correct"
-    return "error" if gold.tree is None and finals.texts else "unparsable"
+    if outcomes[0] is False:
+        return "wrong"
+    return "error" if golds[0].tree is None and finals.texts else "unparsable"
+
+
+def _outcome(verdicts: list[bool | None]) -> bool | None:
+    """All final answers must be right, and there must be one."""
+    if False in verdicts:
+        return False
+    return None if None in verdicts or not verdicts else True
 
 
 class _Given:
@@ -55,7 +64,7 @@ class _Given:
         for reading in readings(text):
             try:
                 cleaned = clean(reading)
-                self.text = re.sub(r"\s+", "", cleaned)
+                self.text = NEEDLESS_SPACE.sub("", cleaned)
                 self.choice = CHOICE.fullmatch(TEXT_MARKUP.sub(r"\1", cleaned).strip())
                 self.tree = tree or parse_answer(reading)
             except LatexError:
@@ -63,12 +72,13 @@ class _Given:
             break
 
 
-def _read_gold(answer: str) -> _Given:
-    """The gold answer; what a gold solution says beside its boxes does not count."""
+def _read_gold(answer: str) -> list[_Given]:
+    """The gold answer, and how else it may be read; beside its boxes nothing counts."""
     finals = find_final_answers(answer)
     if len(finals.boxes) > 1:
-        return _merged(finals.boxes)
-    return _Given(next(iter(finals.texts), ""))
+        return [_merged(finals.boxes)]
+    text = next(iter(finals.texts), "")
+    return [_Given(text + behind) for behind in dict.fromkeys(("", *finals.behind))]
 
 
 def _merged(texts: tuple[str, ...]) -> _Given:
@@ -84,7 +94,8 @@ def _verdicts(gold: _Given, finals: FinalAnswers, comparison: Comparison) -> Ite
     if len(finals.boxes) > MAX_BOXES:
         yield None
     elif finals.boxes:
-        each = [_judge(gold, _Given(text), comparison) for text in finals.boxes]
+        boxes = zip(finals.boxes, finals.behind, strict=True)
+        each = [_judge_box(gold, text, behind, comparison) for text, behind in boxes]
         is_right = all(each) or (len(each) > 1 and _judge(gold, _merged(finals.boxes), comparison))
         yield is_right or (None if None in each else False)
     others = [_Given(text) for text in finals.statements]
@@ -94,6 +105,14 @@ def _verdicts(gold: _Given, finals: FinalAnswers, comparison: Comparison) -> Ite
         said = [given for given in said if given.tree is not None]
     for given in said:
         yield _judge(gold, given, comparison)
+
+
+def _judge_box(gold: _Given, text: str, behind: str, comparison: Comparison) -> bool | None:
+    """A box is right as it is, or with what stands behind it: the writer meant one of the two."""
+    verdict = _judge(gold, _Given(text), comparison)
+    if verdict or not behind:
+        return verdict
+    return _judge(gold, _Given(text + behind), comparison) or verdict
 
 
 def _is_remark(given: _Given, gold: _Given) -> bool:
@@ -115,7 +134,7 @@ def _judge_trees(gold: _Given, given: _Given, comparison: Comparison) -> bool | 
     if gold.tree is None or given.tree is None:
         return None
     try:
-        return comparison.same(gold.tree, given.tree)
+        return comparison.same_answers(gold.tree, given.tree)
     except (Undecided, Undefined):
         return None
 

@@ -47,7 +47,8 @@ def split_name(node: Answer) -> tuple[str | None, Answer | None]:
     name = _name(sides[-1])
     if len(sides) == 2 and name is not None and _is_constant(sides[0]):
         return name or None, sides[0]
-    if all(map(_is_constant, sides)):
+    # 0 = 0 is no way to say 0
+    if sides[0] != sides[-1] and all(map(_is_constant, sides)):
         return None, _last_exact(sides, operators)
     return None, node
 

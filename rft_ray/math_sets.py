@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
 
-from rft_ray.latex_parser import negated, quotient
 from rft_ray.latex_tree import (
     EXPRESSIONS,
     Answer,
@@ -25,6 +24,8 @@ from rft_ray.latex_tree import (
     Relation,
     Sum,
     Symbol,
+    negated,
+    quotient,
 )
 from rft_ray.math_forms import Form
 from rft_ray.math_functions import FormBuilder

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mpmath.ctx_mp import MPContext
 
 DIGITS = 30
+SAME_TO = 1e-15
 MAX_MAGNITUDE = 1 << 20
 MAX_FACTORIAL_ARGUMENT = 10**6
 CONSTANTS = frozenset(("pi", "e", "i", "degree", "infinity", "emptyset"))
@@ -49,26 +50,29 @@ def children(node: Expression) -> tuple[Expression, ...]:
     return ()
 
 
-def are_different(left: Expression, right: Expression) -> bool:
+def are_different(left: Expression, right: Expression) -> bool | None:
     """True where values prove that two expressions differ at a point at which both are real.
 
-    False says nothing. Without variables the point is the only one, and may be complex.
+    False where they agree at all points to many digits, which proves nothing; None where no point
+    tells. Without variables the point is the only one, and may be complex.
     """
     names = sorted(variables(left, right))
     if any(has_unknown_function(node) for node in (left, right)):
-        return False
+        return None
     if not names:
         return _differ_at(left, right, {}, needs_real=False)
     whole = _whole_variables(left) | _whole_variables(right)
     needs_real = not (has_i(left) or has_i(right))
+    told = []
     for points, wholes in zip(POINTS, WHOLE_POINTS * 2, strict=True):
         place = {
             name: Fraction(wholes[i % 5] + i // 5) if name in whole else points[i % 5] + i // 5
             for i, name in enumerate(names)
         }
-        if _differ_at(left, right, place, needs_real):
+        told.append(_differ_at(left, right, place, needs_real))
+        if told[-1]:
             return True
-    return False
+    return False if False in told else None
 
 
 def value_at(node: Expression, place: dict[str, Fraction], digits: int = DIGITS) -> Any:
@@ -103,21 +107,21 @@ def has_i(node: Expression) -> bool:
 
 def _differ_at(
     left: Expression, right: Expression, place: dict[str, Fraction], needs_real: bool
-) -> bool:
-    """Different by far more than rounding, and by as much again with twice the digits."""
+) -> bool | None:
+    """Whether two values differ by far more than rounding, and as much with twice the digits."""
     gaps = []
     for digits in (DIGITS, 2 * DIGITS):
         try:
             a, b = value_at(left, place, digits), value_at(right, place, digits)
         except (Undecided, Undefined):
-            return False
+            return None
         if needs_real and (a.imag or b.imag):
-            return False
+            return None
         gap = abs(a - b)
-        if gap == 0 or gap < max(abs(a), abs(b)) * Fraction(1, 10 ** (DIGITS // 2)).__float__():
+        if gap <= max(abs(a), abs(b)) * SAME_TO:
             return False
         gaps.append(gap)
-    return bool(abs(gaps[0] - gaps[1]) < gaps[1] * 1e-3)
+    return bool(abs(gaps[0] - gaps[1]) < gaps[1] * 1e-3) or None
 
 
 KNOWN_FUNCTIONS = frozenset(
@@ -210,8 +214,8 @@ class _Evaluator:
             case "base":
                 return x
             case "factorial" | "binom":
-                if any(abs(value) > MAX_FACTORIAL_ARGUMENT for value in values):
-                    raise Undecided("a huge factorial")
+                if any(v.real < 0 or abs(v) > MAX_FACTORIAL_ARGUMENT for v in values):
+                    raise Undecided("a factorial of a negative or a huge number")
                 return mp.factorial(x) if name == "factorial" else mp.binomial(*values)
             case "max" | "min":
                 if any(value.imag for value in values):

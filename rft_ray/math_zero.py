@@ -6,8 +6,7 @@ and a separation bound may prove equality of numbers made of roots; sympy has th
 
 from math import pi
 
-from rft_ray.latex_parser import negated
-from rft_ray.latex_tree import Expression, Sum
+from rft_ray.latex_tree import Expression, Sum, negated
 from rft_ray.math_bounds import is_algebraic_zero
 from rft_ray.math_forms import Form, Polynomial, constant, is_independent, is_plain
 from rft_ray.math_functions import FormBuilder
@@ -29,9 +28,10 @@ def same_value(left: Expression, right: Expression) -> bool | None:
         verdict = None
     if verdict is not None:
         return verdict
-    if are_different(left, right):
-        return False
-    return _by_proof(left, right)
+    differ = are_different(left, right)
+    if differ is None:
+        return None
+    return False if differ else _by_proof(left, right)
 
 
 def _by_forms(left: Expression, right: Expression) -> bool | None:

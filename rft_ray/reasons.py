@@ -134,6 +134,9 @@ def _why_unparsable(text: str) -> str:
     if not any(final.text.strip() for final in finals):
         return "no final answer"
     place = {"mark": f"after {ANSWER_MARK}", "box": "in a box", "phrase": "as the answer"}
+    boxes = list(dict.fromkeys(f.text.strip() for f in finals if f.form == finals[0].form == "box"))
+    if len(boxes) > 1:
+        return f"final answers differ: {_short(boxes[0])} and {_short(boxes[-1])}"
     values = [parse_number(final.text, form=final.form) for final in finals]
     for final, value in zip(finals, values, strict=True):
         if value is None and final.form == finals[0].form:
