@@ -57,7 +57,7 @@ fuzz: bench-env
 	PYTHONPATH=. .venv-bench/bin/python tests/fuzz_grading.py -max_total_time=60 -timeout=5
 
 test: install
-	$(RUN)/pytest -m "not engine"
+	$(RUN)/pytest -n auto --dist worksteal -m "not engine"
 	$(RUN)/pytest -m "engine and not faults"
 
 # Live weights and whole online runs while replicas and drivers are killed.
@@ -65,7 +65,7 @@ test-faults: install
 	$(RUN)/pytest -m faults
 
 test-unit: install
-	$(RUN)/pytest -m "not engine"
+	$(RUN)/pytest -n auto --dist worksteal -m "not engine"
 
 lint: install
 	$(RUN)/ruff check .
