@@ -38,6 +38,7 @@ SETUP_SECONDS = 1800
 """What a node may take to install the lock, which for GPUs is several GB."""
 WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 """How Ray tells pip where the uploaded working directory is."""
+AGENT_SECONDS = 120.0
 RECONNECT_SECONDS = 2.0
 MAX_RECONNECTS = 30
 EXIT_FAILED, EXIT_STOPPED = 1, 130
@@ -208,12 +209,20 @@ def start_or_find(client: "JobSubmissionClient", submission: Submission) -> str:
         say(f"{submission.run_dir} is being written by a job of this command already: {job_id}")
         return job_id
     say(f"submit: {submission.command}")
-    return client.submit_job(
-        entrypoint=submission.command,
-        submission_id=job_id,
-        runtime_env=submission.runtime_env,
-        metadata={"run_dir": submission.run_dir},
-    )
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=submission.command,
+                submission_id=job_id,
+                runtime_env=submission.runtime_env,
+                metadata={"run_dir": submission.run_dir},
+            )
+        except RuntimeError as error:
+            # A cluster answers before the agents that take jobs are up.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(RECONNECT_SECONDS)
 
 
 def choose_job(submission: Submission, jobs: Iterable["JobDetails"]) -> tuple[str, bool]:
