@@ -46,6 +46,8 @@ def _memory_line(name: str, copies: str, row: Sequence[float] | None) -> str:
 def _gigabytes(count: float) -> str:
     if not count:
         return "-"
+    if count < 0.01 * GB:
+        return "<0.01"
     return f"{count / GB:.0f}" if count >= 1000 * GB else f"{count / GB:.3g}"
 
 
