@@ -83,7 +83,7 @@ def _add_run_commands(commands: "argparse._SubParsersAction") -> None:
         "sample": "sample, verify and select rollouts of a run",
         "train": "train the target of a run on what was selected",
         "evaluate": "score the checkpoints of a run on held-out problems",
-        "plan": "does a run fit on its machines, and how much will its budget sample",
+        "plan": "does a run fit on its machines, how long will it take, at what cost",
     }
     for part, text in helps.items():
         example = CONFIG_EXAMPLE.format(command=part)
@@ -95,9 +95,23 @@ def _add_run_commands(commands: "argparse._SubParsersAction") -> None:
                 metavar="SOURCE",
                 help="run directory or graded groups file that says how hard the problems are",
             )
+            command.add_argument(
+                "--gpus",
+                metavar="N,N,...",
+                type=_counts,
+                help="instead: hours and cost on these numbers of GPUs, each used in its best way",
+            )
         else:
             _add_wait(command)
     _add_submit_command(commands)
+
+
+def _counts(text: str) -> list[int]:
+    """ "1,8,64" -> [1, 8, 64] """
+    counts = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(counts) <= text.count(",") or min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,8,64")
+    return counts
 
 
 def _add_config_arguments(command: argparse.ArgumentParser) -> None:

@@ -74,9 +74,11 @@ def _plan(args: argparse.Namespace) -> int:
     from rft_ray.budget_plan import print_budget
     from rft_ray.config_file import load_config
     from rft_ray.inspection import find_source
-    from rft_ray.plan import print_plan
+    from rft_ray.plan import print_capacity, print_plan
 
     config = load_config(args.config, args.overrides)
+    if args.gpus:
+        return print_capacity(config, args.gpus)
     source = find_source(args.pass_rates, sampled=False) if args.pass_rates else None
     if config.mode == "offline":
         print_budget(config, source)

@@ -15,7 +15,6 @@ from rft_ray.budget import BudgetConfig
 from rft_ray.config_sections import (
     Count,
     EvaluationConfig,
-    MachinesConfig,
     OnlineConfig,
     PolicyConfig,
     ProblemsConfig,
@@ -31,6 +30,7 @@ from rft_ray.config_sections import (
     TrackersConfig,
     TrainerConfig,
 )
+from rft_ray.machines import MachinesConfig, WorkloadConfig
 from rft_ray.verifier_config import VerifierConfig
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "TrackersConfig",
     "TrainerConfig",
     "VerifierConfig",
+    "WorkloadConfig",
     "cluster_address",
     "forget_cluster_address",
     "is_cluster_job",
@@ -96,6 +97,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: TrackersConfig = TrackersConfig()
     machines: MachinesConfig | None = None
+    workload: WorkloadConfig = WorkloadConfig()
     wait_for_cluster_s: Annotated[float, Field(ge=0.0)] = 0.0
     """Seconds to wait for a cluster to grow to what the run needs; 0: a cluster that is too small
     is refused at once."""

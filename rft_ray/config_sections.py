@@ -403,18 +403,3 @@ class TrackersConfig(Section):
             valid = ", ".join(sorted(known))
             raise ValueError(f"mlflow: unknown key {unknown[0]!r}; valid: {valid}")
         return self
-
-
-class MachinesConfig(Section):
-    """The cluster a config is written for; `rft-ray plan` checks that the run fits on it."""
-
-    nodes: Count = 1
-    """Machines, all alike."""
-    gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    """GPUs of a machine."""
-    gpu_memory_gb: Annotated[float, Field(gt=0.0)] | None = None
-    """Memory of a GPU, in 10^9 bytes."""
-    cpus_per_node: Count = 8
-    """Logical CPUs of a machine."""
-    memory_gb: Annotated[float, Field(gt=0.0)] | None = None
-    """Main memory of a machine, in 10^9 bytes."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rft_ray.config import RunConfig
-from rft_ray.plan import model_size
+from rft_ray.model_shapes import model_size
 
 STATES_KEPT = 3
 """Two that are complete and the one being written."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from rft_ray.plan import Part
+    from rft_ray.parts import Part
 
 Order = Literal["together", "in turns"]
 

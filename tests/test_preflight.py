@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rft_ray.config_file import load_config
 from rft_ray.disk_needs import STATE_BYTES, STATES_KEPT, disk_needed
+from rft_ray.model_shapes import LLAMAS
 from rft_ray.placement import Room
 from rft_ray.preflight import (
     Node,
@@ -118,8 +119,10 @@ def test_gpus_that_work_together_need_shared_memory() -> None:
 def test_what_a_run_writes_is_counted_down_as_it_is_written(tmp_path: Path) -> None:
     config = load_config(LARGE)
     # SFT of four policies and of the target, RFT of the target; bf16, and states of the largest
-    models = 2 * (7e9 + 7e9 + 13e9 + 13e9 + 70e9 + 70e9)
-    whole = models + STATES_KEPT * STATE_BYTES * 70e9
+    sizes = (LLAMAS[f"llama-2-{name}"].parameters for name in ("7b", "13b", "70b"))
+    seven, thirteen, seventy = sizes
+    models = 2 * (2 * seven + 2 * thirteen + 2 * seventy)
+    whole = models + STATES_KEPT * STATE_BYTES * seventy
     assert disk_needed(config, tmp_path) == whole
     (tmp_path / "round-000").mkdir()
     with (tmp_path / "round-000" / "checkpoint").open("wb") as file:
