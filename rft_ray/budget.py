@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rft_ray.config_sections import Count, Section
+from rft_ray.config_section import Count, Section
 
 LEAST_GROWTH = 4
 """A wave adds at least a fourth to a problem's rollouts, so that waves are few."""

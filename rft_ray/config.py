@@ -1,9 +1,9 @@
 """A run's config: every knob, in the order of the data flow; `config_file.py` reads it from YAML.
 
-The sections are in `config_sections.py`. `prompt`, `sampling`, `sampler`, `sft` and `rft` are
-written once at the top; a policy or the target may override single fields of them, and the merged
-values are what the run directory's `config.yaml` shows. The few environment variables the package
-reads are read here.
+The sections are in `config_sections.py` and `training_config.py`. `prompt`, `sampling`, `sampler`,
+`sft` and `rft` are written once at the top; a policy or the target may override single fields of
+them, and the merged values are what the run directory's `config.yaml` shows. The few environment
+variables the package reads are read here.
 """
 
 import os
@@ -12,25 +12,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rft_ray.budget import BudgetConfig
+from rft_ray.config_section import Count, Section
 from rft_ray.config_sections import (
-    Count,
     EvaluationConfig,
     OnlineConfig,
     PolicyConfig,
     ProblemsConfig,
     ProblemSetConfig,
     PromptConfig,
-    RecipeConfig,
     RoundConfig,
     SamplerConfig,
     SamplingConfig,
-    Section,
     SelectionConfig,
     TargetConfig,
     TrackersConfig,
-    TrainerConfig,
 )
 from rft_ray.machines import MachinesConfig, WorkloadConfig
+from rft_ray.training_config import RecipeConfig, TrainerConfig
 from rft_ray.verifier_config import VerifierConfig
 
 __all__ = [
@@ -132,7 +130,7 @@ class RunConfig(Section):
         names = [policy.name for policy in self.policies]
         if len(set(names)) < len(names):
             raise ValueError(f"policies have the same name: {', '.join(names)}")
-        for taken in ("target", "pooled", "all_rounds"):
+        for taken in ("target", "pooled", "all_rounds", "gold"):
             if taken in names:
                 raise ValueError(f"policies: the name {taken!r} is taken")
         if len(self.rounds) > self.num_rounds:
@@ -174,6 +172,9 @@ class RunConfig(Section):
                     f"trainer.row_tokens ({self.trainer.row_tokens}) is less than "
                     f"max_length ({recipe.max_length})"
                 )
+            sources = {"gold", *(policy.name for policy in self.policies)}
+            for name in sorted(set(recipe.source_weights if recipe else ()) - sources):
+                raise ValueError(f"source_weights: {name!r} is neither gold nor a policy")
         starts = {entry.target_start_from for entry in self.rounds}
         if self.target.sft is None and "sft" in {self.target.rft.start_from, *starts}:
             raise ValueError("the target's RFT starts from its sft, but it has no sft")

@@ -7,28 +7,14 @@ their own documentation stays valid. Checks here look at one section only.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-Labels = dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]]
-StartFrom = Literal["base", "sft", "current"]
+from rft_ray.config_section import Count, Labels, Name, Section
+from rft_ray.training_config import RecipeConfig, StartFrom
+
 Rule = Literal["paper", "none", "text", "equation_set", "equations", "random", "shortest",
                "longest", "reward", "max_min"]  # fmt: skip
 WORD_PROBLEM_SPLITS = ("train", "validation", "heldout")
-
-
-class Section(BaseModel):
-    """A frozen part of the config that rejects unknown keys and documents each field."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
 
 class ProblemSetConfig(Section):
@@ -84,7 +70,7 @@ class ProblemsConfig(Section):
     """For choosing a checkpoint; none: no checkpoint is chosen."""
     heldout: ProblemSetConfig
     """What is reported. Never looked at for any choice."""
-    out_of_domain: dict[Name, ProblemSetConfig] = {}
+    out_of_domain: dict[Name, ProblemSetConfig] = Field(default={})
     """Further sets that are reported, by name, after SFT and after each round."""
     decontaminate_words: Count | None = None
     """Leave out of `train` what shares this many words in a row with a problem of the other sets,
@@ -131,7 +117,7 @@ class SamplingConfig(Section):
     """Number of likeliest tokens kept; -1 keeps all."""
     max_tokens: Count = 256
     """Longest completion, EOS included."""
-    stop: list[Annotated[str, Field(min_length=1)]] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
     """Texts that end a completion, left out of it (base models that do not know when to stop). The
     policy is also scored with them, the target with those of the top-level `sampling`."""
 
@@ -150,14 +136,14 @@ class SamplerConfig(Section):
     max_replicas: Count | None = None
     """Replicas while there is more to sample than `num_replicas` take, as far as the cluster has or
     gets room; none: always `num_replicas`. Offline only."""
-    labels: Labels = {}
+    labels: Labels = Field(default={})
     """Labels that the node of a replica must have, with their values (`ray start --labels`)."""
     max_rollouts_in_flight: Count = 512
     """Rollouts asked of a replica at a time: the back-pressure of the stream. Twice vLLM's
     max_num_seqs keeps the engine full."""
-    vllm: dict[str, Any] = {}
+    vllm: dict[str, Any] = Field(default={})
     """Engine arguments handed to vLLM as they are (dtype, max_model_len, ...)."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default={})
     """Environment variables of the engine process (VLLM_..., OMP_...)."""
 
     @model_validator(mode="after")
@@ -178,42 +164,6 @@ class SamplerConfig(Section):
     def most_replicas(self) -> int:
         """How many there may be at a time."""
         return self.max_replicas or self.num_replicas
-
-
-class RecipeConfig(Section):
-    """What one training run does; the defaults are the paper's (Yuan et al. 2023, appendix A)."""
-
-    steps: Count | None = None
-    """Optimiser steps; none: `epochs` decides."""
-    epochs: Annotated[float, Field(gt=0.0)] = 3.0
-    """Passes over the examples, where `steps` is not given."""
-    batch_size: Count = 128
-    """Examples per optimiser step, over all ranks."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
-    """Peak of the schedule."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up: a half cosine to zero, or the peak held."""
-    warmup_fraction: Fraction = 0.03
-    """Share of the steps over which the rate rises linearly from zero."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    """AdamW's decoupled weight decay."""
-    adam_beta1: Fraction = 0.9
-    """AdamW's decay of the first moment."""
-    adam_beta2: Fraction = 0.999
-    """AdamW's decay of the second moment."""
-    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
-    """Global gradient norm is clipped to this; 0 turns clipping off."""
-    loss: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """Mean over all tokens of a batch (Yuan et al.), or over sequences (DeepSeekMath eq. 8)."""
-    max_length: Count = 512
-    """Longest example in tokens, prompt and EOS included; longer ones are dropped and counted."""
-    start_from: StartFrom = "base"
-    """The weights training starts from: the pre-trained model (Yuan), its SFT (DeepSeekMath), or
-    what the round before left (the SFT in the first)."""
-    seed: int = 0
-    """Order of the examples."""
-    export_every: Count | None = None
-    """Steps between extra Hugging Face exports to choose from; none: only one, at the end."""
 
 
 class PolicyConfig(Section):
@@ -271,37 +221,6 @@ class SelectionConfig(Section):
     """Of rule random, with the problem's id."""
 
 
-class TrainerConfig(Section):
-    """Where and how training runs."""
-
-    num_workers: Count = 1
-    """Ranks of the training job."""
-    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
-    """0 trains on the CPU (gloo), 1 on a GPU (NCCL)."""
-    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
-    """Logical CPUs that Ray reserves for a rank."""
-    labels: Labels = {}
-    """Labels that the node of a rank must have, with their values."""
-    threads_per_worker: Annotated[int, Field(ge=0)] = 0
-    """Torch threads of a rank; 0: the machine's cores divided by the ranks."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
-    """DeepSpeed ZeRO stage: 1 shards optimiser state, 2 gradients too, 3 parameters too."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of forward and backward; master weights are fp32 either way."""
-    row_tokens: Count = 512
-    """Length of a packed row; at least the recipe's max_length."""
-    micro_batch_rows: Count = 1
-    """Packed rows per forward pass of a rank."""
-    checkpoint_every: Annotated[int, Field(ge=0)] = 0
-    """Steps between resumable checkpoints; 0: none within a run."""
-    start_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
-    """Seconds to wait for all ranks to start."""
-    collective_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
-    """Seconds after which a collective operation gives up."""
-    deepspeed: dict[str, Any] = {}
-    """Merged over the DeepSpeed configuration as it is."""
-
-
 class RoundConfig(Section):
     """What is particular to a round; the last entry of `rounds` holds for all rounds after it."""
 
@@ -323,7 +242,7 @@ class EvaluationConfig(Section):
     """Longest completion, EOS included."""
     samples: Annotated[int, Field(ge=0)] = 0
     """Rollouts per problem for avg@n, pass@k and maj@k; 0: greedy pass@1 only."""
-    ks: list[Count] = []
+    ks: list[Count] = Field(default=[])
     """The k of pass@k and maj@k; none: `samples` itself."""
     temperature: Annotated[float, Field(gt=0.0)] = 0.7
     """Softmax temperature of those rollouts."""
@@ -353,7 +272,7 @@ class OnlineConfig(Section):
     max_staleness: Annotated[int, Field(ge=0)] = 0
     """Batches that the target may be ahead of the weights a rollout was sampled with. 0 is strictly
     on-policy; 1 overlaps sampling the next batch with training on this one."""
-    filters: list[Literal["all_wrong", "all_right", "too_long"]] = []
+    filters: list[Literal["all_wrong", "all_right", "too_long"]] = Field(default=[])
     """Groups that are left out, counted by the first reason that fits: so too_long goes before
     all_wrong, which covers it."""
     select: bool = False

@@ -208,7 +208,11 @@ def write_training_set(
         nonlocal num_dropped
         for group in groups:
             own, dropped = group_examples(
-                [group], tokenizer, task.model.prompt, task.recipe.max_length
+                [group],
+                tokenizer,
+                task.model.prompt,
+                task.recipe.max_length,
+                task.recipe.source_weights,
             )
             num_dropped += dropped
             yield from own

@@ -5,20 +5,17 @@ So each token carries its final weight, and the sum of weight x term over all ro
 and ranks *is* the loss: nothing is averaged afterwards. Offline a term is the negative
 log-likelihood; online, tokens that carry their sampler's log-probability get the clipped importance
 ratio instead (RAFT++), so that several updates may be made on one batch. No KL term, no critic.
+The model's last layer, where the memory goes, is `loss_head.py`'s.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from rft_ray.packing import PackedBatch
-
-ENTROPY_TOKENS = 128
-"""Tokens whose distribution over the vocabulary is held at a time for the entropy."""
 
 MAX_LOG_RATIO = 20.0
 """Beyond any clip range, and small enough that no gradient overflows."""
@@ -48,6 +45,40 @@ class LossSums(NamedTuple):
     tokens: Tensor
 
 
+class Targets(NamedTuple):
+    """The tokens of a micro-batch that have loss, and what it takes to have it; all of (count,).
+
+    `positions` are those of the tokens before them, counted through the flattened rows: the only
+    hidden states the model's last layer need see. `sampled` are the sampler's log-probabilities,
+    NaN where there is none. The count may be 0: such a row still takes part in the collectives of
+    its backward pass, with gradients of zero.
+    """
+
+    positions: Tensor
+    token_ids: Tensor
+    weights: Tensor
+    sampled: Tensor
+    clip: ClipRange
+
+    @classmethod
+    def of(
+        cls, packed: PackedBatch, device: torch.device | str, clip: ClipRange | None = None
+    ) -> Self:
+        """Of a micro-batch; without a clip range no token has a ratio."""
+        # The first token of a row has no weight, so that a row never trains on the one before.
+        places = np.flatnonzero(packed.weights)
+        weights = packed.weights.flat[places]
+        has_ratio = clip is not None and packed.logprobs is not None
+        sampled = packed.logprobs.flat[places] if has_ratio else np.full(len(places), np.nan)
+        arrays = (places - 1, packed.token_ids.flat[places], weights, sampled)
+        tensors = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
+        return cls(*tensors, clip or ClipRange())
+
+    def slice(self, start: int, stop: int) -> Self:
+        """Some of them."""
+        return type(self)(*(tensor[start:stop] for tensor in self[:4]), self.clip)
+
+
 def token_weights(
     loss_tokens: np.ndarray,
     example_weights: np.ndarray,
@@ -73,111 +104,18 @@ def token_weights(
     return example_weights / ((num_sequences or sequences) * np.maximum(loss_tokens, 1))
 
 
-def predicting_positions(weights: Tensor) -> Tensor:
-    """Positions (of any row) whose next token has weight: the only ones that need logits.
+def token_terms(logprobs: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """The loss of each target, and whether the clip holds it back; all of (count,).
 
-    Never empty: a row without loss still takes part in the collectives of its backward pass.
+    A term is -min(r w, clip(r) w), r = exp(log p of the policy - log p of the sampler) and w the
+    weight; at r = 1 its gradient is that of the plain -w x log p, which it is without `sampled`.
     """
-    positions = (weights[:, 1:] != 0).any(dim=0).nonzero().squeeze(1)
-    return positions if len(positions) else positions.new_zeros(1)
-
-
-def weighted_nll(logits: Tensor, token_ids: Tensor, weights: Tensor, positions: Tensor) -> Tensor:
-    """Sum of weight x negative log-likelihood, in at least fp32.
-
-    `logits` is (rows, positions, vocabulary), of the given positions only; `token_ids` and
-    `weights` are (rows, width), as labels: position p predicts token p + 1.
-    """
-    nll = _token_nll(logits, token_ids[:, positions + 1].flatten())
-    # An empty row has weight 0 everywhere; its gradient is zeros rather than absent.
-    return (nll * weights[:, positions + 1].flatten().to(nll.dtype)).sum()
-
-
-def packed_loss(model: nn.Module, packed: PackedBatch, device: torch.device | str) -> Tensor:
-    """The share of the step's loss that a micro-batch of packed rows holds, without any ratio."""
-    weights = torch.from_numpy(packed.weights).to(device)
-    positions = predicting_positions(weights)
-    token_ids = torch.from_numpy(packed.token_ids).to(device)
-    return weighted_nll(_logits(model, packed, positions), token_ids, weights, positions)
-
-
-def clipped_loss(
-    model: nn.Module, packed: PackedBatch, device: torch.device | str, clip: ClipRange
-) -> LossSums:
-    """The same with the clipped ratio on the tokens that carry log-probabilities, and statistics.
-
-    A token's term is -min(r w, clip(r) w), r = exp(log p of the policy - log p of the sampler) and
-    w its weight; at r = 1 its gradient is that of the plain loss.
-    """
-    weights = torch.from_numpy(packed.weights).to(device)
-    positions = predicting_positions(weights)
-
-    def labels(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)[:, positions + 1].flatten()
-
-    logits = _logits(model, packed, positions)
-    nll = _token_nll(logits, labels(packed.token_ids))
-    weights = labels(packed.weights).to(nll.dtype)
-    is_trained = weights != 0
-    if packed.logprobs is None:
-        terms, is_clipped = nll * weights, torch.zeros_like(is_trained)
-    else:
-        sampled = labels(packed.logprobs).to(nll.dtype)
-        terms, is_clipped = clipped_terms(-nll, sampled, weights, clip)
-    return LossSums(
-        loss=terms.sum(),
-        entropy=entropy_sum(logits, is_trained),
-        clipped=(is_clipped & is_trained).sum(),
-        tokens=is_trained.sum(),
-    )
-
-
-def clipped_terms(
-    logprobs: Tensor, sampled: Tensor, weights: Tensor, clip: ClipRange
-) -> tuple[Tensor, Tensor]:
-    """The loss of each token, and whether the clip holds it back; all tensors of one shape.
-
-    Where `sampled` is NaN the term is the plain -weight x log p.
-    """
+    weights, sampled = (t.to(logprobs.dtype) for t in (targets.weights, targets.sampled))
     is_plain = sampled.isnan()
     # The branch that `where` does not take must have a finite gradient too.
     log_ratio = logprobs - torch.where(is_plain, logprobs.detach(), sampled)
     ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
     free = ratio * weights
-    held = ratio.clamp(1 - clip.low, 1 + clip.high) * weights
+    held = ratio.clamp(1 - targets.clip.low, 1 + targets.clip.high) * weights
     terms = torch.where(is_plain, -logprobs * weights, -torch.minimum(free, held))
     return terms, (held < free).detach()
-
-
-@torch.no_grad()
-def entropy_sum(logits: Tensor, is_counted: Tensor) -> Tensor:
-    """Sum of the entropies, in nats, of the next-token distributions where `is_counted`.
-
-    `logits` is (rows, positions, vocabulary), `is_counted` flat (rows x positions). A few tokens
-    at a time, so that the logits are never copied as a whole.
-    """
-    flat = logits.flatten(0, 1)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for chosen in is_counted.nonzero().squeeze(1).split(ENTROPY_TOKENS):
-        total += torch.special.entr(flat[chosen].softmax(dim=-1, dtype=wide)).sum()
-    return total
-
-
-def _token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return functional.cross_entropy(wide.flatten(0, 1), labels, reduction="none")
-
-
-def _logits(model: nn.Module, packed: PackedBatch, positions: Tensor) -> Tensor:
-    def on_device(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(positions.device)
-
-    # No attention mask: from position ids that restart, transformers itself builds the block-
-    # diagonal one (or variable-length flash attention), sliding windows included.
-    return model(
-        input_ids=on_device(packed.token_ids),
-        position_ids=on_device(packed.position_ids),
-        use_cache=False,
-        logits_to_keep=positions,
-    ).logits

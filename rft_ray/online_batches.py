@@ -8,8 +8,9 @@ itself, which is `loss.py`'s.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -47,13 +48,15 @@ def make_online_step(
     selection: SelectionConfig = EVERYTHING,
     ratio_for: str | None = None,
     gold: Sequence[Example] = (),
+    source_weights: Mapping[str, float] = MappingProxyType({}),
 ) -> OnlineStep:
     """The examples of a step from its graded groups.
 
     `encode` gives the prompt's ids as the policies saw them (`Prompt.encode`). `selection` may
     choose among the accepted rollouts first. Rollouts of the policy `ratio_for` carry their
-    sampler's log-probabilities into the loss; all others are learned without a ratio. Raises
-    ValueError where such a rollout has none, or not one a token.
+    sampler's log-probabilities into the loss; all others are learned without a ratio.
+    `source_weights` are by policy, 1 where there is none. Raises ValueError where a rollout of
+    `ratio_for` has no log-probabilities, or not one a token.
     """
     groups = [select_group(group, selection) for group in groups]
     examples, dropped = list[Example](), Counter[str]()
@@ -64,7 +67,9 @@ def make_online_step(
             if reason:
                 dropped[reason] += 1
             else:
-                examples.append(_example(prompt_ids, rollout, rollout.policy == ratio_for))
+                weight = source_weights.get(rollout.policy, 1.0)
+                own = _example(prompt_ids, rollout, rollout.policy == ratio_for)
+                examples.append(replace(own, weight=weight))
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return OnlineStep(
         examples=[*examples, *gold],

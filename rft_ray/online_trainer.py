@@ -204,7 +204,7 @@ class OnlineLoss:
         self._sums: list[Any] = []
 
     def __call__(self, engine: Any, packed: Any, device: Any) -> Any:
-        from rft_ray.loss import clipped_loss
+        from rft_ray.loss_head import clipped_loss
 
         sums = clipped_loss(engine, packed, device, self._clip)
         self._sums.append([s.detach().double() for s in (sums.entropy, sums.clipped, sums.tokens)])
@@ -290,6 +290,7 @@ class LiveSide:
             job.recipe.max_length,
             selection=job.selection if job.online.select else EVERYTHING,
             ratio_for=job.live_policy if job.online.clip_low is not None else None,
+            source_weights=job.recipe.source_weights,
         )
 
     def finished(self, version: int) -> None:

@@ -8,9 +8,10 @@ examples as Parquet.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +39,8 @@ ALPACA = (
     "\n\n### Instruction:\n{prompt}\n\n### Response:"
 )
 BETWEEN_SHOTS = "\n\n"
+GOLD = "gold"
+"""Source of the examples made from gold solutions; no policy has this name."""
 
 
 class Tokenizer(Protocol):
@@ -128,7 +131,7 @@ def make_prompt(
 
 
 def make_example(
-    problem: Problem, completion: str, tokenizer: Tokenizer, prompt: Prompt
+    problem: Problem, completion: str, tokenizer: Tokenizer, prompt: Prompt, weight: float = 1.0
 ) -> Example:
     """Prompt, completion and EOS, with loss on the completion and the EOS only.
 
@@ -143,29 +146,38 @@ def make_example(
     return Example(
         input_ids=prompt_ids + learned_ids,
         loss_mask=[0] * len(prompt_ids) + [1] * len(learned_ids),
+        weight=weight,
     )
 
 
 def group_examples(
-    groups: Iterable[Group], tokenizer: Tokenizer, prompt: Prompt, max_length: int
+    groups: Iterable[Group],
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    max_length: int,
+    source_weights: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[list[Example], int]:
     """Per group the gold solution, where there is one, then the selected rollouts, in order.
 
-    The second value counts the examples dropped as longer than max_length.
+    An example has the weight of its source, 1 where none is given. The second value counts the
+    examples dropped as longer than max_length.
     """
     examples = [
-        make_example(group.problem, completion, tokenizer, prompt)
+        make_example(group.problem, text, tokenizer, prompt, source_weights.get(source, 1.0))
         for group in groups
-        for completion in completions_to_learn(group)
+        for source, text in completions_to_learn(group)
     ]
     kept = [example for example in examples if len(example.input_ids) <= max_length]
     return kept, len(examples) - len(kept)
 
 
-def completions_to_learn(group: Group) -> list[str]:
-    """What a model is trained to say to a problem: the gold solution first, then the selected."""
-    gold = [] if group.problem.solution is None else [group.problem.solution]
-    return gold + [rollout.completion for rollout in group.selected]
+def completions_to_learn(group: Group) -> list[tuple[str, str]]:
+    """What a model is trained to say to a problem, each with its source: `gold` or a policy.
+
+    The gold solution goes first, then the selected rollouts.
+    """
+    gold = [] if group.problem.solution is None else [(GOLD, group.problem.solution)]
+    return gold + [(rollout.policy, rollout.completion) for rollout in group.selected]
 
 
 def write_examples(path: str, examples: Iterable[Example]) -> int:

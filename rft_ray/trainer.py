@@ -266,13 +266,13 @@ def train_step(
 ) -> tuple[float, float]:
     """One optimiser step; the exact loss over all ranks, and the gradient norm before clipping.
 
-    `loss_of` is called as `loss.packed_loss` is, which it replaces. The weights are left alone when
-    the loss is not finite.
+    `loss_of` is called as `loss_head.packed_loss` is, which it replaces. The weights are left alone
+    when the loss is not finite.
     """
     import torch
     from torch import distributed
 
-    from rft_ray.loss import packed_loss
+    from rft_ray.loss_head import packed_loss
 
     for group in engine.optimizer.param_groups:
         group["lr"] = rate

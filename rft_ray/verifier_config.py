@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rft_ray.config_sections import Count, Section
+from rft_ray.config_section import Count, Section
 from rft_ray.readability import ReadabilityFilter
 
 

@@ -121,6 +121,8 @@ def test_the_last_override_of_a_field_wins(path: Path) -> None:
         ("controls: [all]\n", "c.yaml:12: controls.0: Input should be 'own', 'random' or 'no_ded"),
         ("evaluation: {samples: 4, ks: [8]}\n", "c.yaml:12: evaluation: ks (8) exceeds samples"),
         ("trackers: {mlflow: {uri: x}}\n", "mlflow: unknown key 'uri'; valid: experiment_name"),
+        ("rft: {source_weights: {gold: -1}}\n", "rft.source_weights.gold: Input should be greater"),
+        ("rft: {source_weights: {lrge: 2}}\n", "source_weights: 'lrge' is neither gold nor a pol"),
         ("rft: {start_from: newest}\n", "rft.start_from: Input should be 'base', 'sft' or 'curr"),
         ("budget: {kind: adaptive}\n", "c.yaml:12: budget.kind: Input should be 'fixed', 'uni"),
         ("budget: {correct: 0}\n", "c.yaml:12: budget.correct: Input should be greater than or eq"),
@@ -137,7 +139,8 @@ def test_a_mistake_in_a_policy_is_named_with_its_line(path: Path) -> None:
     assert "c.yaml:10: policies.1.sampling.k: Input should be" in refuse(path, wrong)
     same = BASE.replace("large", "small")
     assert "policies have the same name: small, small" in refuse(path, same)
-    assert "'target' is taken" in refuse(path, BASE.replace("large", "target"))
+    for taken in ("target", "gold"):
+        assert f"{taken!r} is taken" in refuse(path, BASE.replace("large", taken))
     assert "c.yaml:5: policies: List should have at least 1 item" in refuse(
         path,
         BASE[: BASE.index("  - {")].replace("policies:", "policies: []") + "target: {model: m}",

@@ -19,18 +19,8 @@ from transformers import (
 )
 
 from rft_ray.config import RecipeConfig
-from rft_ray.loss import (
-    ENTROPY_TOKENS,
-    ClipRange,
-    LossSums,
-    clipped_loss,
-    clipped_terms,
-    entropy_sum,
-    packed_loss,
-    predicting_positions,
-    token_weights,
-    weighted_nll,
-)
+from rft_ray.loss import ClipRange, LossSums, Targets, token_terms, token_weights
+from rft_ray.loss_head import clipped_loss, packed_loss
 from rft_ray.packing import ExampleColumns, pack_batch, plan_step, plan_steps
 from rft_ray.trainer import planned_batches, step_batch
 from rft_ray.types import Example
@@ -147,25 +137,12 @@ def test_documented_weights() -> None:
     assert token_weights(counts, ones, "sequence_mean") == pytest.approx([1 / 2, 1 / 6])
 
 
-def test_a_row_without_loss_gives_zero_with_a_zero_gradient() -> None:
-    weights = torch.zeros(1, 8, dtype=torch.float64)
-    positions = predicting_positions(weights)
-    assert positions.tolist() == [0]
-    logits = torch.randn(1, 1, 64, requires_grad=True)
-    loss = weighted_nll(logits, torch.zeros(1, 8, dtype=torch.int64), weights, positions)
-    loss.backward()
-    assert loss.item() == 0
-    assert not logits.grad.any()
-
-
-def test_low_precision_logits_are_widened_first() -> None:
-    logits = torch.randn(1, 5, 64).bfloat16()
-    ids, weights = torch.randint(64, (1, 6)), torch.full((1, 6), 0.2, dtype=torch.float64)
-    positions = torch.arange(5)
-    loss = weighted_nll(logits, ids, weights, positions)
-    exact = weighted_nll(logits.double(), ids, weights, positions)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+def test_a_row_without_loss_gives_zero_with_a_zero_gradient(model) -> None:
+    columns = ExampleColumns.of([Example([1, 2, 3], [0, 1, 1])])
+    for packed in (pack_batch([[]], columns, {}), pack_batch([[0]], columns, {0: 0.0})):
+        loss = packed_loss(model, packed, "cpu")
+        assert loss.item() == 0
+        assert not any(gradient.any() for gradient in gradients(model, loss))
 
 
 BASES = Path(__file__).parents[1] / "configs" / "quickstart_base"
@@ -278,6 +255,12 @@ def test_without_log_probabilities_the_loss_is_bit_for_bit_the_plain_one() -> No
         assert torch.equal(mine, theirs)
 
 
+def make_targets(sampled: list[float], weights: list[float], clip: ClipRange) -> Targets:
+    count = len(sampled)
+    ids = torch.zeros(count, dtype=torch.int64)
+    return Targets(torch.arange(count), ids, torch.tensor(weights), torch.tensor(sampled), clip)
+
+
 @given(
     st.floats(-200, 0), st.floats(-200, 0), st.sampled_from([-1.0, 0.0, 0.5, 1.0]),
     st.sampled_from([ClipRange(), ClipRange(0.0, 0.0), ClipRange(0.9, 4.0)]),
@@ -285,9 +268,7 @@ def test_without_log_probabilities_the_loss_is_bit_for_bit_the_plain_one() -> No
 @settings(deadline=None)
 def test_no_ratio_breaks_the_gradient(ours, theirs, weight, clip) -> None:
     logprob = torch.tensor([ours], requires_grad=True)
-    terms, is_clipped = clipped_terms(
-        logprob, torch.tensor([theirs]), torch.tensor([weight]), clip
-    )
+    terms, is_clipped = token_terms(logprob, make_targets([theirs], [weight], clip))
     terms.sum().backward()
     assert math.isfinite(terms.item()) and math.isfinite(logprob.grad.item())
     if is_clipped.item():
@@ -300,25 +281,11 @@ def test_no_ratio_breaks_the_gradient(ours, theirs, weight, clip) -> None:
 
 def test_the_low_bound_holds_negative_weights() -> None:
     ratios = torch.tensor([0.5, 0.9, 1.1, 2.0])
-    for sign, expected in ((1, [False, False, False, True]), (-1, [True, False, False, False])):
-        terms, is_clipped = clipped_terms(
-            ratios.log(), torch.zeros(4), torch.full((4,), float(sign)), CLIP
-        )
+    for sign, expected in ((1.0, [False] * 3 + [True]), (-1.0, [True] + [False] * 3)):
+        terms, is_clipped = token_terms(ratios.log(), make_targets([0.0] * 4, [sign] * 4, CLIP))
         assert is_clipped.tolist() == expected
         bounded = ratios.clamp(max=1.28) if sign > 0 else ratios.clamp(min=0.8)
         torch.testing.assert_close(terms, -sign * bounded)
-
-
-def test_entropy_of_low_precision_logits_counts_only_what_is_asked() -> None:
-    rows, positions, vocabulary = 3, ENTROPY_TOKENS, 50
-    logits = torch.randn(rows, positions, vocabulary).bfloat16()
-    logits[0, 0, 1:] = -torch.inf
-    is_counted = torch.rand(rows * positions) < 0.7
-    is_counted[0] = True
-    exact = torch.distributions.Categorical(logits=logits.double().clamp(min=-1e4)).entropy()
-    expected = exact.flatten()[is_counted].sum()
-    assert entropy_sum(logits, is_counted).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert entropy_sum(logits, torch.zeros_like(is_counted)).item() == 0
 
 
 def test_rejected_rollouts_count_in_the_mean() -> None:
@@ -330,3 +297,28 @@ def test_rejected_rollouts_count_in_the_mean() -> None:
     for fewer in ({"num_sequences": 1}, {"num_tokens": 3}):
         with pytest.raises(ValueError, match="less than the examples"):
             token_weights(counts, ones, "sequence_mean", **fewer)
+
+
+def test_prompt_and_padding_never_count_and_eos_does(model) -> None:
+    """Only what the mask marks, the last token of a row among it, is worth anything."""
+    example = Example([5, 6, 7, 8, 2], [0, 0, 0, 1, 1])
+    columns = ExampleColumns.of([example])
+    logprobs = true_logprobs(model, example)
+    loss = packed_loss(model, pack_batch([[0]], columns, {0: 1.0}), "cpu")
+    assert loss.item() == pytest.approx(-(logprobs[3] + logprobs[4]).item(), rel=1e-12)
+    without_eos = ExampleColumns.of([replace(example, loss_mask=[0, 0, 0, 1, 0])])
+    less = packed_loss(model, pack_batch([[0]], without_eos, {0: 1.0}), "cpu")
+    assert (loss - less).item() == pytest.approx(-logprobs[4].item(), rel=1e-9)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 4), st.integers(1, 3))
+@settings(deadline=None, max_examples=15)
+def test_any_packing_has_the_loss_of_its_parts(seed, count, ranks, rows) -> None:
+    """Row lengths, ranks and micro-batches at random; sources of every weight."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).double().eval()
+    examples, rng = make_examples(count, seed), random.Random(seed)
+    kind, row_tokens = rng.choice(KINDS), rng.randint(20, 90)
+    loss = packed_sums(model, examples, kind, ranks, row_tokens, rows).loss
+    expected = brute_force_sums(model, examples, kind).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-11, atol=1e-14)

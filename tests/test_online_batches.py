@@ -162,3 +162,13 @@ def test_log_probabilities_go_along_only_where_the_ratio_is_wanted() -> None:
     for wrong in (None, [-1.0]):
         with pytest.raises(ValueError, match=r"of live has 2 tokens, but [01] log-prob"):
             step_of(replace(ACCEPTED, logprobs=wrong), max_length=9, ratio_for=LIVE)
+
+
+def test_rollouts_have_the_weight_of_their_policy() -> None:
+    rollouts = [
+        Rollout(policy, "<<1+1=2>>", token_ids=[9], verdict="correct", finish_reason="stop")
+        for policy in (LIVE, "frozen")
+    ]
+    groups = [Group(Problem("1", "q", "1"), rollouts)]
+    step = make_online_step(groups, encode, MAX_LENGTH, source_weights={"frozen": 0.25})
+    assert [example.weight for example in step.examples] == [1.0, 0.25]

@@ -90,6 +90,14 @@ def test_gold_goes_first_and_the_order_of_rollouts_is_kept(tokenizer) -> None:
     assert dropped == 0
 
 
+def test_an_example_has_the_weight_of_its_source(tokenizer) -> None:
+    other = Rollout("b", "two", selected=True, verdict="correct", finish_reason="stop")
+    group = Group(PROBLEM, [rollout("one", True), other])
+    for weights, expected in (({}, [1, 1, 1]), ({"gold": 0.5, "b": 2.0}, [0.5, 1, 2])):
+        examples, _ = group_examples([group], tokenizer, PROMPT, 100, weights)
+        assert [example.weight for example in examples] == expected
+
+
 def test_longer_examples_are_dropped_and_counted(tokenizer) -> None:
     length = len(make_example(PROBLEM, "four", tokenizer, PROMPT).input_ids)
     gold = [Group(PROBLEM)]

@@ -1,0 +1,83 @@
+"""The sections that say how a model is trained: what a recipe does, and where and how it runs.
+
+`deepspeed` is DeepSpeed's own configuration, unrenamed; `deepspeed_settings.py` checks it against
+the rest. Checks here look at one section only.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rft_ray.config_section import Count, Fraction, Labels, Name, Section
+
+StartFrom = Literal["base", "sft", "current"]
+
+
+class RecipeConfig(Section):
+    """What one training run does; the defaults are the paper's (Yuan et al. 2023, appendix A)."""
+
+    steps: Count | None = None
+    """Optimiser steps; none: `epochs` decides."""
+    epochs: Annotated[float, Field(gt=0.0)] = 3.0
+    """Passes over the examples, where `steps` is not given."""
+    batch_size: Count = 128
+    """Examples per optimiser step, over all ranks."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
+    """Peak of the schedule."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: a half cosine to zero, or the peak held."""
+    warmup_fraction: Fraction = 0.03
+    """Share of the steps over which the rate rises linearly from zero."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    adam_beta1: Fraction = 0.9
+    """AdamW's decay of the first moment."""
+    adam_beta2: Fraction = 0.999
+    """AdamW's decay of the second moment."""
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Global gradient norm is clipped to this; 0 turns clipping off."""
+    loss: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """Mean over all tokens of a batch (Yuan et al.), or over sequences (DeepSeekMath eq. 8)."""
+    source_weights: dict[Name, Annotated[float, Field(ge=0.0)]] = Field(default={})
+    """What the loss of an example is multiplied with by where it comes from: gold, or the name of a
+    policy; 1 where nothing is said. The mean is over as many examples or tokens as without."""
+    max_length: Count = 512
+    """Longest example in tokens, prompt and EOS included; longer ones are dropped and counted."""
+    start_from: StartFrom = "base"
+    """The weights training starts from: the pre-trained model (Yuan), its SFT (DeepSeekMath), or
+    what the round before left (the SFT in the first)."""
+    seed: int = 0
+    """Order of the examples."""
+    export_every: Count | None = None
+    """Steps between extra Hugging Face exports to choose from; none: only one, at the end."""
+
+
+class TrainerConfig(Section):
+    """Where and how training runs."""
+
+    num_workers: Count = 1
+    """Ranks of the training job."""
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    """0 trains on the CPU (gloo), 1 on a GPU (NCCL)."""
+    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    """Logical CPUs that Ray reserves for a rank."""
+    labels: Labels = Field(default={})
+    """Labels that the node of a rank must have, with their values."""
+    threads_per_worker: Annotated[int, Field(ge=0)] = 0
+    """Torch threads of a rank; 0: the machine's cores divided by the ranks."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """DeepSpeed ZeRO stage: 1 shards optimiser state, 2 gradients too, 3 parameters too."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of forward and backward; master weights are fp32 either way."""
+    row_tokens: Count = 512
+    """Length of a packed row; at least the recipe's max_length."""
+    micro_batch_rows: Count = 1
+    """Packed rows per forward pass of a rank."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between resumable checkpoints; 0: none within a run."""
+    start_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
+    """Seconds to wait for all ranks to start."""
+    collective_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
+    """Seconds after which a collective operation gives up."""
+    deepspeed: dict[str, Any] = Field(default={})
+    """Merged over the DeepSpeed configuration as it is."""
