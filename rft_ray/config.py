@@ -27,6 +27,7 @@ from rft_ray.config_sections import (
     TargetConfig,
     TrackersConfig,
 )
+from rft_ray.deepspeed_settings import check_recipe
 from rft_ray.machines import MachinesConfig, WorkloadConfig
 from rft_ray.training_config import RecipeConfig, TrainerConfig
 from rft_ray.verifier_config import VerifierConfig
@@ -164,17 +165,20 @@ class RunConfig(Section):
                     )
 
     def _check_recipes(self) -> None:
-        recipes = [self.rft, self.target.rft, self.target.sft]
-        recipes += [recipe for p in self.policies for recipe in (p.sft, p.rft)]
-        for recipe in recipes:
-            if recipe and recipe.max_length > self.trainer.row_tokens:
+        recipes = [("rft", self.rft), ("rft", self.target.rft), ("sft", self.target.sft)]
+        recipes += [(n, r) for p in self.policies for n, r in (("sft", p.sft), ("rft", p.rft))]
+        for name, recipe in recipes:
+            if recipe is None:
+                continue
+            check_recipe(self.trainer, recipe, name)
+            if recipe.max_length > self.trainer.row_tokens:
                 raise ValueError(
                     f"trainer.row_tokens ({self.trainer.row_tokens}) is less than "
                     f"max_length ({recipe.max_length})"
                 )
             sources = {"gold", *(policy.name for policy in self.policies)}
-            for name in sorted(set(recipe.source_weights if recipe else ()) - sources):
-                raise ValueError(f"source_weights: {name!r} is neither gold nor a policy")
+            for source in sorted(set(recipe.source_weights) - sources):
+                raise ValueError(f"source_weights: {source!r} is neither gold nor a policy")
         starts = {entry.target_start_from for entry in self.rounds}
         if self.target.sft is None and "sft" in {self.target.rft.start_from, *starts}:
             raise ValueError("the target's RFT starts from its sft, but it has no sft")

@@ -1,8 +1,7 @@
 """The DeepSpeed engine of one training rank: built from a Hugging Face folder, saved and restored.
 
-DeepSpeed is told nothing about batches or schedules, which the plan and `learning_rate` decide; the
-user's `trainer.deepspeed` is laid over what is set here and wins. Everything in this file runs in a
-Ray Train worker, on all ranks alike.
+DeepSpeed is told nothing about batches or schedules, which the plan and `learning_rate` decide; how
+it is set is `deepspeed_settings.py`'s. Everything in this file runs on all ranks alike.
 """
 
 import logging
@@ -22,7 +21,10 @@ from transformers.initialization import no_init_weights
 from transformers.utils import is_flash_attn_2_available
 
 from rft_ray.config import RecipeConfig, TrainerConfig
+from rft_ray.deepspeed_settings import deepspeed_config
 from rft_ray.errors import InputError
+from rft_ray.layers import prepare_layers
+from rft_ray.weight_decay import parameter_groups
 
 CHECKPOINT_TAG = "state"
 
@@ -36,51 +38,23 @@ def build_engine(model: str, recipe: RecipeConfig, trainer: TrainerConfig) -> De
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     config = deepspeed_config(recipe, trainer)
     module = _load_model(model, config, trainer)
+    groups = parameter_groups(module, recipe)
     engine, *_ = deepspeed.initialize(
         model=module,
-        model_parameters=list(module.parameters()),
-        optimizer=None if "optimizer" in config else _adamw(module, recipe),
+        model_parameters=groups,
+        optimizer=None if "optimizer" in config else _adamw(groups, recipe),
         config=config,
         dist_init_required=False,
     )
     return engine
 
 
-def deepspeed_config(recipe: RecipeConfig, trainer: TrainerConfig) -> dict[str, Any]:
-    """Our settings with the user's laid over them."""
-    is_bf16 = trainer.dtype == "bfloat16"
-    # DeepSpeed's stage 0 would sum the micro-batches' gradients in bf16; stage 1 has fp32 sums.
-    stage = max(trainer.zero_stage, 1) if is_bf16 else trainer.zero_stage
-    ours: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": trainer.micro_batch_rows,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": recipe.max_grad_norm if stage else 0.0,  # stage 0: `train_step`
-        "bf16": {"enabled": is_bf16},
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
-    if is_bf16:
-        # A step may have many micro-batches: sums of bf16 gradients would lose the small ones.
-        ours["data_types"] = {"grad_accum_dtype": "fp32"}
-    return _merge(ours, trainer.deepspeed)
-
-
-def _merge(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(ours)
-    for key, value in theirs.items():
-        both = isinstance(value, dict) and isinstance(ours.get(key), dict)
-        merged[key] = _merge(ours[key], value) if both else value
-    return merged
-
-
-def _adamw(module: PreTrainedModel, recipe: RecipeConfig) -> torch.optim.AdamW:
+def _adamw(groups: list[dict[str, Any]], recipe: RecipeConfig) -> torch.optim.AdamW:
     # torch's own fused kernel: DeepSpeed's would be compiled on the machine first.
     return torch.optim.AdamW(
-        module.parameters(),
+        groups,
         lr=recipe.learning_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
-        weight_decay=recipe.weight_decay,
         fused=True,
     )
 
@@ -107,16 +81,13 @@ def _load_model(path: str, config: dict[str, Any], trainer: TrainerConfig) -> Pr
         _read_weights(model, path)
         _recompute_buffers(model)
     model.eval()
-    if "activation_checkpointing" in config:
-        # transformers recomputes activations in training mode only, which means dropout, if any.
-        model.train()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    prepare_layers(model, trainer)
     return model
 
 
 def _read_weights(model: PreTrainedModel, path: str) -> None:
     """Fill sharded parameters one by one: no rank ever holds a whole model."""
-    is_reader = train.get_context().get_world_rank() == 0
+    is_reader = torch.distributed.get_rank() == 0
     file_of = {}
     for file in sorted(Path(path).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:

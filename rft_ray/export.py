@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 from rft_ray.packing import ExampleColumns
 
-SHARD_BYTES = 4 * 2**30
+MAX_SHARD_BYTES = 4 * 2**30
 PROBE_SEQUENCES = 4
 PROBE_TOKENS = 64
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".index.json")
@@ -49,9 +49,16 @@ def probe_logprobs(engine: DeepSpeedEngine, sequences: list[list[int]]) -> list[
 
 
 def export_model(
-    engine: DeepSpeedEngine, source: str, folder: str, probes: list[list[int]], step: int
+    engine: DeepSpeedEngine,
+    source: str,
+    folder: str,
+    probes: list[list[int]],
+    step: int,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write the current weights to `folder`, with the tokeniser and config files of `source`.
+
+    The writer holds one file of `max_shard_bytes`, or the largest single tensor, at a time.
 
     Weights keep the type they are trained in. Returns on every rank after the folder is there.
     """
@@ -63,7 +70,7 @@ def export_model(
         _copy_other_files(source, partial)
         engine.module.config.save_pretrained(partial)
     logprobs = probe_logprobs(engine, probes)
-    _write_weights(engine, partial)
+    _write_weights(engine, partial, max_shard_bytes)
     if is_writer:
         probe = {"token_ids": probes, "logprobs": logprobs, "step": step}
         Path(partial, "probe.json").write_text(json.dumps(probe), encoding="utf-8")
@@ -79,8 +86,8 @@ def _copy_other_files(source: str, folder: str) -> None:
             shutil.copyfile(file, Path(folder, file.name))
 
 
-def _write_weights(engine: DeepSpeedEngine, folder: str) -> None:
-    shards = _shards(unique_tensors(engine))
+def _write_weights(engine: DeepSpeedEngine, folder: str, max_shard_bytes: int) -> None:
+    shards = plan_shards(unique_tensors(engine), max_shard_bytes)
     names: dict[str, str] = {}
     total_bytes = 0
     for number, shard in enumerate(shards, start=1):
@@ -104,15 +111,15 @@ def unique_tensors(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     return dict(unique.values())
 
 
-def _shards(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Consecutive tensors in groups of at most SHARD_BYTES, or of one larger tensor."""
+def plan_shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
+    """Consecutive tensors in groups of at most `max_bytes`, or of one larger tensor."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
         # While a parameter is sharded, its own numel() is 0.
         count = getattr(tensor, "ds_numel", tensor.numel())
         size += count * tensor.element_size()
-        if shards[-1] and size > SHARD_BYTES:
+        if shards[-1] and size > max_bytes:
             shards.append({})
             size = count * tensor.element_size()
         shards[-1][name] = tensor

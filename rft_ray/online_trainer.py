@@ -12,24 +12,27 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rft_ray.clock import Clock
 from rft_ray.config import OnlineConfig, RecipeConfig, SelectionConfig, TrainerConfig
+from rft_ray.loss_watch import LossWatch
 from rft_ray.online_batches import OnlineStep, make_online_step, online_weights, rank_batches
 from rft_ray.packing import ExampleColumns
 from rft_ray.prompts import Prompt
 from rft_ray.ray_metrics import Meter, line_points
 from rft_ray.sampling import refresh_facts
+from rft_ray.schedule import learning_rate
 from rft_ray.selection import EVERYTHING
 from rft_ray.trainer import (
     exported_folders,
     fit,
     is_due,
-    learning_rate,
     prepare_process,
     run_name,
+    stop,
     train_step,
 )
 from rft_ray.utilisation import Utilisation
@@ -95,17 +98,20 @@ def online_loop(config: dict[str, Any]) -> str | None:
     done = load_checkpoint(engine) // online.updates_per_batch
     live = LiveSide(job, engine, trainer, rank)
     live.begin(done)
+    watch = LossWatch(job.recipe.spike_factor)
+
+    def export(folder: str, step: int) -> None:
+        export_model(engine, job.model, folder, job.probes, step, trainer.max_shard_mb * 2**20)
+
     while (taken := live.take(done)) is not None:
         done, clock = taken.step, Clock()
         examples = live.examples(taken.groups)
-        result = train_on(engine, job, trainer, examples, done, (rank, num_ranks))
-        if not result.is_finite:
-            return f"loss {result.loss}, gradient norm {result.grad_norm} at step {done}"
+        result = train_on(engine, job, trainer, examples, done, (rank, num_ranks), watch.limit)
+        if result.is_update and (failure := watch.failure(done, result.loss, result.grad_norm)):
+            return stop(failure, rank, job.output_dir, done, ExampleColumns.of(examples.examples))
         clock.lap("train_seconds")
-        exported = is_due(done, online.evaluate_every)
-        if exported:
-            folder = f"{job.output_dir}.steps/step-{done:06d}"
-            export_model(engine, job.model, folder, job.probes, done)
+        if is_due(done, online.evaluate_every):
+            export(f"{job.output_dir}.steps/step-{done:06d}", done)
         if is_due(done, trainer.checkpoint_every):
             folder = f"{job.output_dir}.train/{run_name(job.name, trainer)}/step-{done:06d}"
             report_checkpoint(engine, folder, done)
@@ -114,22 +120,8 @@ def online_loop(config: dict[str, Any]) -> str | None:
         clock.lap("refresh_seconds")
         live.log(taken, examples, result, clock)
         live.finished(done)
-    export_model(engine, job.model, job.output_dir, job.probes, done)
+    export(job.output_dir, done)
     return None
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds since the last lap, by name."""
-
-    laps: dict[str, float] = field(default_factory=dict)
-    last: float = field(default_factory=time.perf_counter)
-
-    def lap(self, name: str) -> None:
-        """End a lap."""
-        now = time.perf_counter()
-        self.laps[name] = now - self.last
-        self.last = now
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +139,9 @@ class StepResult:
     fill: float = math.nan
 
     @property
-    def is_finite(self) -> bool:
-        """Whether training may go on; a batch without examples changes nothing."""
-        return not math.isinf(self.loss) and not (math.isnan(self.loss) and self.fill == self.fill)
+    def is_update(self) -> bool:
+        """Whether there was anything to learn; a batch without examples changes nothing."""
+        return not math.isnan(self.fill)
 
 
 def train_on(
@@ -159,10 +151,11 @@ def train_on(
     learned: OnlineStep,
     number: int,
     place: tuple[int, int],
+    limit: float = math.inf,
 ) -> StepResult:
     """The optimiser steps on a batch; `place` is (rank, ranks).
 
-    Weights are left alone where there is nothing to learn from.
+    Weights are left alone where there is nothing to learn from or the loss is above `limit`.
     """
     updates = job.online.updates_per_batch
     total = job.online.steps * updates
@@ -179,9 +172,9 @@ def train_on(
         own = rank_batches(step, columns, weights, *shape)[rank]
         rate = learning_rate(step, total, job.recipe)
         loss = OnlineLoss(job.online)
-        value, grad_norm = train_step(engine, own, rate, job.recipe.max_grad_norm, loss)
+        value, grad_norm = train_step(engine, own, rate, job.recipe.max_grad_norm, loss, limit)
         results.append(StepResult(value, grad_norm, *loss.means(engine), rate, own.fill))
-        if not results[-1].is_finite:
+        if not math.isfinite(grad_norm):
             break
     return _mean_result(results)
 

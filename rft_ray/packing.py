@@ -82,6 +82,17 @@ class ExampleColumns:
         """Tokens of each example."""
         return np.diff(self.offsets)
 
+    def example(self, number: int) -> Example:
+        """One of them as a record again."""
+        own = slice(self.offsets[number], self.offsets[number + 1])
+        logprobs = self.logprobs[own]
+        return Example(
+            input_ids=self.token_ids[own].tolist(),
+            loss_mask=self.loss_mask[own].astype(int).tolist(),
+            weight=float(self.weights[number]),
+            logprobs=logprobs.tolist() if len(logprobs) and not np.isnan(logprobs[0]) else None,
+        )
+
 
 def _concatenate_logprobs(examples: list[Example]) -> np.ndarray | None:
     if all(example.logprobs is None for example in examples):

@@ -7,7 +7,6 @@ run repeats the uninterrupted one. Models train without dropout. Left out: any l
 gradient accumulation by count (a step's micro-batches are whatever its rows need).
 """
 
-import json
 import math
 import os
 import shutil
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from rft_ray.config import RecipeConfig, TrainerConfig
 from rft_ray.errors import InputError
+from rft_ray.loss_watch import LossWatch, save_stopped_step
 from rft_ray.packing import (
     ExampleColumns,
     PackedBatch,
@@ -30,8 +30,8 @@ from rft_ray.packing import (
     pack_batch,
     plan_steps,
 )
-from rft_ray.ray_metrics import Meter, line_points
-from rft_ray.run_dir import read_metrics
+from rft_ray.schedule import learning_rate
+from rft_ray.step_metrics import StepMetrics
 from rft_ray.utilisation import Utilisation
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def fit(
         run_config=RunConfig(
             name=name,
             storage_path=f"{output_dir}.train",
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=trainer.num_to_keep),
             failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -178,25 +178,42 @@ def train_loop(config: dict[str, Any]) -> str | None:
     steps_done = load_checkpoint(engine)
     use = Utilisation.of(job.model, trainer)
     metrics = StepMetrics(job, plan.num_steps, use) if rank == 0 else None
+    watch = LossWatch(recipe.spike_factor)
+
+    def export(folder: str, step: int) -> None:
+        export_model(engine, job.model, folder, probes, step, trainer.max_shard_mb * 2**20)
 
     for batch in planned_batches(plan, columns, rank, first_step=steps_done + 1):
         step, started = batch.step, time.perf_counter()
         rate = learning_rate(step, plan.num_steps, recipe)
-        loss, grad_norm = train_step(engine, batch, rate, recipe.max_grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return f"loss {loss}, gradient norm {grad_norm} at step {step}"
+        result = train_step(engine, batch, rate, recipe.max_grad_norm, limit=watch.limit)
+        if failure := watch.failure(step, *result):
+            return stop(failure, rank, output_dir, step, columns, plan.step(step).example_ids)
         if metrics:
-            metrics.append(batch, loss, rate, grad_norm, time.perf_counter() - started)
+            metrics.append(batch, rate, *result, time.perf_counter() - started)
 
         if step == plan.num_steps:
-            export_model(engine, job.model, output_dir, probes, step)
+            export(output_dir, step)
         elif is_due(step, recipe.export_every):
-            folder = f"{output_dir}.steps/step-{step:06d}"
-            export_model(engine, job.model, folder, probes, step)
+            export(f"{output_dir}.steps/step-{step:06d}", step)
         if step < plan.num_steps and is_due(step, trainer.checkpoint_every):
             folder = f"{output_dir}.train/{run_name(job.name, trainer)}/step-{step:06d}"
             report_checkpoint(engine, folder, step)
     return None
+
+
+def stop(
+    failure: str,
+    rank: int,
+    output_dir: str,
+    step: int,
+    columns: ExampleColumns,
+    ids: list[int] | None = None,
+) -> str:
+    """Save the step's examples, which every rank has, on rank 0; the failure and where they are."""
+    if rank:
+        return failure
+    return f"{failure}; its examples: {save_stopped_step(output_dir, step, columns, ids)}"
 
 
 def prepare_process(trainer: TrainerConfig) -> tuple[int, int]:
@@ -245,29 +262,18 @@ def step_batch(
     )
 
 
-def learning_rate(step: int, total_steps: int, recipe: RecipeConfig) -> float:
-    """The rate of optimiser step 1..total_steps: linear warm-up to the peak, then the schedule."""
-    warmup = round(total_steps * recipe.warmup_fraction)
-    if step <= warmup:
-        # Step 0 would be the one at rate zero, so that no step is wasted on it.
-        return recipe.learning_rate * step / (warmup + 1)
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    progress = (step - 1 - warmup) / max(1, total_steps - warmup)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def train_step(
     engine: "DeepSpeedEngine",
     batch: StepBatch,
     rate: float,
     max_grad_norm: float,
     loss_of: Callable[..., Any] | None = None,
+    limit: float = math.inf,
 ) -> tuple[float, float]:
     """One optimiser step; the exact loss over all ranks, and the gradient norm before clipping.
 
     `loss_of` is called as `loss_head.packed_loss` is, which it replaces. The weights are left alone
-    when the loss is not finite.
+    when the loss is not finite or above `limit`, and the norm is then NaN.
     """
     import torch
     from torch import distributed
@@ -285,7 +291,7 @@ def train_step(
         engine.backward(loss * engine.world_size)
         total += loss.detach()
     distributed.all_reduce(total)
-    if not math.isfinite(total.item()):
+    if not (math.isfinite(total.item()) and total.item() <= limit):
         return total.item(), math.nan
     if engine.zero_optimization():
         engine.step()
@@ -295,53 +301,3 @@ def train_step(
     grad_norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), limit)
     engine.step()
     return total.item(), grad_norm.item()
-
-
-class StepMetrics:
-    """Appends a line per step to the run's metrics.jsonl, and to Ray's metrics; held by rank 0.
-
-    A step done again after a crash gives the same numbers, so its line is not written twice. The
-    file is never rewritten, because the driver appends to it too.
-    """
-
-    def __init__(
-        self, job: TrainingJob, total_steps: int, use: Utilisation | None = None
-    ) -> None:
-        self._use = use
-        self._meter = Meter()
-        self._path = Path(job.metrics_path)
-        self._labels = {"kind": "train_step", "job": job.name, "round": job.round}
-        self._total_steps = total_steps
-        rows = read_metrics(self._path)
-        mine = (row["step"] for row in rows if self._labels.items() <= row.items())
-        self._last_step = max(mine, default=0)
-        if self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
-            # A rank 0 that was killed left half a line.
-            self._write("\n")
-
-    def append(
-        self, batch: StepBatch, loss: float, rate: float, grad_norm: float, seconds: float
-    ) -> None:
-        """Write the line of a step, unless an earlier attempt did."""
-        if batch.step <= self._last_step:
-            return
-        line = {
-            **self._labels,
-            "time": time.time(),
-            "step": batch.step,
-            "total_steps": self._total_steps,
-            "loss": loss,
-            "learning_rate": rate,
-            "grad_norm": grad_norm,
-            "tokens": batch.tokens,
-            "examples": batch.examples,
-            "fill": batch.fill,
-            "seconds": seconds,
-            "mfu": self._use.share(batch.all_tokens, seconds) if self._use else None,
-        }
-        self._write(json.dumps(line) + "\n")
-        self._meter.record(line_points(line))
-
-    def _write(self, text: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(text)

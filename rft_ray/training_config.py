@@ -6,9 +6,10 @@ the rest. Checks here look at one section only.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rft_ray.config_section import Count, Fraction, Labels, Name, Section
+from rft_ray.deepspeed_settings import check_trainer, implied_fields, read_settings
 
 StartFrom = Literal["base", "sft", "current"]
 
@@ -24,12 +25,17 @@ class RecipeConfig(Section):
     """Examples per optimiser step, over all ranks."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
     """Peak of the schedule."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up: a half cosine to zero, or the peak held."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """What follows the warm-up: a half cosine or a line down to `final_fraction` of the peak, or
+    the peak held."""
+    final_fraction: Fraction = 0.0
+    """Share of the peak at which a cosine or a line would arrive one step after the last."""
     warmup_fraction: Fraction = 0.03
     """Share of the steps over which the rate rises linearly from zero."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     """AdamW's decoupled weight decay."""
+    no_decay: list[Literal["norms", "biases", "embeddings"]] = Field(default=["norms", "biases"])
+    """Parameters without weight decay. Embeddings are the input's, and the output's where tied."""
     adam_beta1: Fraction = 0.9
     """AdamW's decay of the first moment."""
     adam_beta2: Fraction = 0.999
@@ -48,6 +54,9 @@ class RecipeConfig(Section):
     what the round before left (the SFT in the first)."""
     seed: int = 0
     """Order of the examples."""
+    spike_factor: Annotated[float, Field(gt=1.0)] | None = None
+    """A loss above this many times the median of the last 20 stops the run before its step is made,
+    and the step's examples are saved beside the output; none: only a loss that is not finite."""
     export_every: Count | None = None
     """Steps between extra Hugging Face exports to choose from; none: only one, at the end."""
 
@@ -73,11 +82,37 @@ class TrainerConfig(Section):
     """Length of a packed row; at least the recipe's max_length."""
     micro_batch_rows: Count = 1
     """Packed rows per forward pass of a rank."""
+    activation_checkpointing: bool = False
+    """Recompute a layer's activations in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile each layer with torch.compile; not under ZeRO-3."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Steps between resumable checkpoints; 0: none within a run."""
+    num_to_keep: Count = 2
+    """Resumable checkpoints that are kept, the latest ones."""
+    max_shard_mb: Count = 4096
+    """Largest file of an export, in 2^20 bytes: what its writer holds at a time."""
     start_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
     """Seconds to wait for all ranks to start."""
     collective_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
     """Seconds after which a collective operation gives up."""
     deepspeed: dict[str, Any] = Field(default={})
-    """Merged over the DeepSpeed configuration as it is."""
+    """DeepSpeed's configuration, or the path of a JSON file with it, taken as it is: offload,
+    ZeRO++, buckets and whatever else DeepSpeed knows. `auto` is filled in from this config, and
+    what both state must agree."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_what_deepspeed_states(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or "deepspeed" not in raw:
+            return raw
+        settings = read_settings(raw["deepspeed"])
+        implied = implied_fields(settings) if isinstance(settings, dict) else {}
+        return {**implied, **raw, "deepspeed": settings}
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "TrainerConfig":
+        check_trainer(self)
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile is not for zero_stage 3, whose layers are not whole")
+        return self
