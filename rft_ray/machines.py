@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from rft_ray.config_sections import Count, Name, Section
+from rft_ray.config_section import Count, Name, Section
 from rft_ray.gpu_facts import GPUS, Gpu
 
 Positive = Annotated[float, Field(gt=0.0)]
