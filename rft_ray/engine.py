@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import is_flash_attn_2_available
 
+from rft_ray.adapters import inject_adapters
 from rft_ray.config import RecipeConfig, TrainerConfig
 from rft_ray.deepspeed_settings import deepspeed_config
 from rft_ray.errors import InputError
@@ -38,6 +39,8 @@ def build_engine(model: str, recipe: RecipeConfig, trainer: TrainerConfig) -> De
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     config = deepspeed_config(recipe, trainer)
     module = _load_model(model, config, trainer)
+    if recipe.lora:
+        inject_adapters(module, recipe.lora, recipe.seed)
     groups = parameter_groups(module, recipe)
     engine, *_ = deepspeed.initialize(
         model=module,

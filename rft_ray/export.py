@@ -16,6 +16,7 @@ from deepspeed import DeepSpeedEngine
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
+from rft_ray.adapters import adapted_layers, base_name, merged_weight, weight_parts
 from rft_ray.packing import ExampleColumns
 
 MAX_SHARD_BYTES = 4 * 2**30
@@ -104,10 +105,14 @@ def _write_weights(engine: DeepSpeedEngine, folder: str, max_shard_bytes: int) -
 
 
 def unique_tensors(engine: DeepSpeedEngine) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; tied ones once, under the first name."""
+    """Parameters and persistent buffers by name; tied ones once, under the first name.
+
+    Adapters are not among them: they are part of the weights they adapt.
+    """
     unique: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in engine.module.state_dict(keep_vars=True).items():
-        unique.setdefault(id(tensor), (name, tensor))
+        if own := base_name(name):
+            unique.setdefault(id(tensor), (own, tensor))
     return dict(unique.values())
 
 
@@ -129,10 +134,11 @@ def plan_shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Te
 def _gather(engine: DeepSpeedEngine, shard: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies on rank 0's CPU, nothing elsewhere; one parameter is whole at a time."""
     is_sharded = engine.zero_optimization_partition_weights()
-    copies = {}
+    layers, copies = adapted_layers(engine.module), {}
     for name, tensor in shard.items():
         is_parameter = isinstance(tensor, torch.nn.Parameter)
-        with deepspeed.zero.GatheredParameters([tensor], enabled=is_sharded and is_parameter):
+        parts = weight_parts(tensor, layer := layers.get(id(tensor)))
+        with deepspeed.zero.GatheredParameters(parts, enabled=is_sharded and is_parameter):
             if engine.global_rank == 0:
-                copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
+                copies[name] = merged_weight(tensor, layer).to("cpu", copy=True).contiguous()
     return copies

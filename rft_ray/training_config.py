@@ -14,6 +14,18 @@ from rft_ray.deepspeed_settings import check_trainer, implied_fields, read_setti
 StartFrom = Literal["base", "sft", "current"]
 
 
+class LoraConfig(Section):
+    """Low-rank adapters that are trained instead of the model's own weights."""
+
+    rank: Count = 16
+    """Width of an adapter."""
+    alpha: Annotated[float, Field(gt=0.0)] = 32.0
+    """An adapter's output is multiplied by alpha / rank."""
+    targets: list[str] = Field(default=[])
+    """Last parts of the names of the layers that get one (q_proj, ...); none: every linear layer
+    but the output."""
+
+
 class RecipeConfig(Section):
     """What one training run does; the defaults are the paper's (Yuan et al. 2023, appendix A)."""
 
@@ -40,6 +52,8 @@ class RecipeConfig(Section):
     """AdamW's decay of the first moment."""
     adam_beta2: Fraction = 0.999
     """AdamW's decay of the second moment."""
+    lora: LoraConfig | None = None
+    """Train adapters only, merged into what is exported and sent to samplers; none: all weights."""
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Global gradient norm is clipped to this; 0 turns clipping off."""
     loss: Literal["token_mean", "sequence_mean"] = "token_mean"

@@ -13,6 +13,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
+from rft_ray.adapters import adapted_layers, merged_weight, weight_parts
 from rft_ray.buckets import TensorSpec, plan_buckets
 from rft_ray.export import unique_tensors
 from rft_ray.weight_group import bucket_bytes, pack
@@ -27,6 +28,7 @@ class WeightSource:
     def __init__(self, engine: DeepSpeedEngine, cap_bytes: int) -> None:
         self._engine = engine
         self._tensors = unique_tensors(engine)
+        self._layers = adapted_layers(engine.module)
         specs = [tensor_spec(name, tensor) for name, tensor in self._tensors.items()]
         self.plan = plan_buckets(specs, cap_bytes)
         self._buffers: list[Tensor] = []
@@ -53,11 +55,13 @@ class WeightSource:
 
     def _gather(self, bucket: list[TensorSpec], flat: Tensor | None) -> None:
         tensors = [self._tensors[spec.name] for spec in bucket]
-        parameters = [tensor for tensor in tensors if isinstance(tensor, torch.nn.Parameter)]
+        layers = [self._layers.get(id(tensor)) for tensor in tensors]
+        parts = (weight_parts(*pair) for pair in zip(tensors, layers, strict=True))
+        parameters = [p for own in parts for p in own if isinstance(p, torch.nn.Parameter)]
         is_sharded = self._engine.zero_optimization_partition_weights()
         with deepspeed.zero.GatheredParameters(parameters, enabled=is_sharded):
             if flat is not None:
-                pack(tensors, flat)
+                pack(map(merged_weight, tensors, layers), flat)
 
 
 def tensor_spec(name: str, tensor: Tensor) -> TensorSpec:

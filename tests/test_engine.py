@@ -14,10 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from rft_ray.adapters import inject_adapters
 from rft_ray.config import RecipeConfig, TrainerConfig
 from rft_ray.packing import ExampleColumns, plan_steps
 from rft_ray.schedule import learning_rate
 from rft_ray.trainer import planned_batches, train_step
+from rft_ray.training_config import LoraConfig
 from rft_ray.types import Example
 
 pytestmark = pytest.mark.engine
@@ -72,8 +74,11 @@ def train(examples: list[Example], folder: str, recipe: RecipeConfig, **fields: 
 def plain_losses(examples: list[Example], folder: str, recipe: RecipeConfig) -> list[float]:
     """Padded batches, transformers' own loss, torch's AdamW and clipping, one process."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    norms = [p for p in model.parameters() if p.ndim == 1]
-    others = [p for p in model.parameters() if p.ndim > 1]
+    if recipe.lora:
+        inject_adapters(model, recipe.lora, recipe.seed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norms = [p for p in trained if p.ndim == 1]
+    others = [p for p in trained if p.ndim > 1]
     groups = [{"params": others}, {"params": norms, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
     plan = plan_steps(ExampleColumns.of(examples).lengths, recipe, 1, ROW_TOKENS)
@@ -127,6 +132,36 @@ def test_thirty_steps_are_those_of_plain_hugging_face(examples, fields) -> None:
     assert len(ours) == 30 and min(plain) < 0.9 * plain[0]
     assert ours == pytest.approx(plain, rel=1e-3)
     assert ours[:5] == pytest.approx(plain[:5], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_adapters_are_trained_alone_and_leave_merged(examples, stage, tmp_path: Path) -> None:
+    from rft_ray.export import export_model
+    from rft_ray.weight_group import unpack
+    from rft_ray.weight_source import WeightSource
+
+    recipe = RECIPE.model_copy(update={"steps": 10, "lora": LoraConfig(rank=4, alpha=8)})
+    zero = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
+    engine, losses = train(examples, str(BASE), recipe, deepspeed=zero)
+    assert losses == pytest.approx(plain_losses(examples, str(BASE), recipe), rel=1e-4)
+    assert losses[-1] < losses[0]
+    folder = str(tmp_path / "merged")
+    export_model(engine, str(BASE), folder, [examples[0].input_ids], 10)
+    merged, base = map(AutoModelForCausalLM.from_pretrained, (folder, str(BASE)))
+    # What is exported says what the trainer says, in the base's own names.
+    probe = json.loads(Path(folder, "probe.json").read_text())
+    ids = torch.tensor(probe["token_ids"][0])
+    with torch.no_grad():
+        logprobs = merged(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])
+    assert probe["logprobs"][0] == pytest.approx(logprobs.squeeze(1).tolist(), abs=1e-5)
+    pairs = zip(merged.named_parameters(), base.parameters(), strict=True)
+    changed = {name for (name, mine), theirs in pairs if not torch.equal(mine, theirs)}
+    assert changed == {name for name in dict(base.named_parameters()) if "_proj" in name}
+    # A refresh sends the same.
+    source = WeightSource(engine, 2**20)
+    sent = {n: t.clone() for b, f in zip(source.plan, source, strict=True) for n, t in unpack(f, b)}
+    for name, weight in merged.named_parameters():
+        assert torch.equal(sent[name], weight)
 
 
 def test_a_spike_is_seen_before_the_step_is_made(examples) -> None:
