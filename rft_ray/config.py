@@ -27,7 +27,7 @@ from rft_ray.config_sections import (
     TargetConfig,
     TrackersConfig,
 )
-from rft_ray.deepspeed_settings import check_recipe
+from rft_ray.deepspeed_settings import check_recipe, check_zero
 from rft_ray.machines import MachinesConfig, WorkloadConfig
 from rft_ray.training_config import RecipeConfig, TrainerConfig
 from rft_ray.verifier_config import VerifierConfig
@@ -165,6 +165,7 @@ class RunConfig(Section):
                     )
 
     def _check_recipes(self) -> None:
+        check_zero(self.trainer)
         recipes = [("rft", self.rft), ("rft", self.target.rft), ("sft", self.target.sft)]
         recipes += [(n, r) for p in self.policies for n, r in (("sft", p.sft), ("rft", p.rft))]
         for name, recipe in recipes:

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rft_ray.errors import InputError
+
 if TYPE_CHECKING:
     from rft_ray.training_config import RecipeConfig, TrainerConfig
 
@@ -115,20 +117,23 @@ def check_trainer(trainer: "TrainerConfig") -> None:
             "deepspeed.gradient_accumulation_steps: a step has as many micro-batches as its rows "
             "need; leave it out"
         )
-    _check_zero(_section(own, "zero_optimization"), trainer)
 
 
-def _check_zero(zero: Settings, trainer: "TrainerConfig") -> None:
-    place, stage = "deepspeed.zero_optimization", trainer.zero_stage
+def check_zero(trainer: "TrainerConfig") -> None:
+    """Raise ValueError with one line where ZeRO's settings need another stage, GPUs or ranks.
+
+    Only a run's are checked: plans compare settings that are not complete yet.
+    """
+    zero = _section(without_auto(trainer.deepspeed), "zero_optimization")
+    place, stage = "trainer.deepspeed.zero_optimization", trainer.zero_stage
     for key in ZERO3_KEYS:
         if _is_on(zero.get(key)) and stage < 3:
             raise ValueError(f"{place}.{key} needs zero_stage 3, not {stage}")
     if _is_on(zero.get("offload_optimizer")) and stage < 1:
         raise ValueError(f"{place}.offload_optimizer needs zero_stage 1 or more, not {stage}")
     for key in ("offload_optimizer", "offload_param"):
-        offload = _section(zero, key)
-        if offload.get("device") == "nvme" and (stage < 3 or not offload.get("nvme_path")):
-            raise ValueError(f"{place}.{key}: nvme needs zero_stage 3 and nvme_path")
+        if _section(zero, key).get("device") == "nvme" and stage < 3:
+            raise ValueError(f"{place}.{key}: device nvme needs zero_stage 3, not {stage}")
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if zero.get(key) and not trainer.gpus_per_worker:
             raise ValueError(f"{place}.{key} needs GPUs")
@@ -138,6 +143,16 @@ def _check_zero(zero: Settings, trainer: "TrainerConfig") -> None:
             f"{place}.zero_hpz_partition_size ({share}) does not divide "
             f"num_workers ({trainer.num_workers})"
         )
+
+
+def check_paths(trainer: "TrainerConfig") -> None:
+    """Raise InputError where training would offload to disks that are not named."""
+    zero = _section(without_auto(trainer.deepspeed), "zero_optimization")
+    for key in ("offload_optimizer", "offload_param"):
+        offload = _section(zero, key)
+        if offload.get("device") == "nvme" and not offload.get("nvme_path"):
+            place = f"trainer.deepspeed.zero_optimization.{key}"
+            raise InputError(f"{place}: device nvme needs an nvme_path")
 
 
 def _is_on(value: Any) -> bool:

@@ -119,6 +119,9 @@ def apply_changes(trainer: TrainerConfig, changes: Sequence[dict[str, Any]]) -> 
     raw = trainer.model_dump()
     for change in changes:
         raw = _merge(raw, change)
+        if "stage" in change.get("deepspeed", {}).get("zero_optimization", {}):
+            # Both were filled in from the same statement.
+            raw.pop("zero_stage", None)
     return TrainerConfig.model_validate(raw)
 
 

@@ -126,7 +126,7 @@ def value_bytes(trainer: TrainerConfig) -> int:
 
 def is_checkpointed(trainer: TrainerConfig) -> bool:
     """Whether activations are computed again in the backward pass."""
-    return "activation_checkpointing" in trainer.deepspeed
+    return trainer.activation_checkpointing
 
 
 def gathered_bytes(parameters: int, stage: int, width: int) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rft_ray.config import RecipeConfig, TrainerConfig
+from rft_ray.deepspeed_settings import check_paths
 from rft_ray.errors import InputError
 from rft_ray.loss_watch import LossWatch, save_stopped_step
 from rft_ray.packing import (
@@ -118,6 +119,7 @@ def fit(
     from ray.train.v2.api.config import LoggingConfig
 
     trainer: TrainerConfig = settings["trainer"]
+    check_paths(trainer)
     # Ray Train reads these in the driver and hands them on to its controller and workers. The last
     # is how often it looks whether the workers are done or dead: two seconds unless told.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(trainer.start_timeout_s)

@@ -122,7 +122,9 @@ class TrainerConfig(Section):
             return raw
         settings = read_settings(raw["deepspeed"])
         implied = implied_fields(settings) if isinstance(settings, dict) else {}
-        return {**implied, **raw, "deepspeed": settings}
+        # In DeepSpeed the section is the switch: it cannot be there and off.
+        switched = {k: v for k, v in implied.items() if k == "activation_checkpointing"}
+        return {**implied, **raw, **switched, "deepspeed": settings}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "TrainerConfig":

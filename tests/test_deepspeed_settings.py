@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from rft_ray.config import RecipeConfig, TrainerConfig
-from rft_ray.deepspeed_settings import check_recipe, deepspeed_config
+from rft_ray.deepspeed_settings import check_paths, check_recipe, check_zero, deepspeed_config
+from rft_ray.errors import InputError
 
 # What a configuration for other trainers looks like.
 USUAL = {
@@ -91,6 +92,16 @@ def test_what_it_states_need_not_be_stated_again() -> None:
         ({"fp16": {"enabled": True}}, {}, "deepspeed.fp16: gradients would underflow"),
         ({"scheduler": {"type": "WarmupLR"}}, {}, "deepspeed.scheduler: the recipe's schedule"),
         ({"gradient_accumulation_steps": 8}, {}, "gradient_accumulation_steps: a step has as man"),
+        ({"zero_optimization": {"stage": 3}}, {"compile": True}, "compile is not for zero_stage 3"),
+    ],
+)
+def test_a_contradiction_is_one_clear_line(deepspeed, fields, message) -> None:
+    assert message in refusal(deepspeed=deepspeed, **fields)
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "fields", "message"),
+    [
         ({"zero_optimization": {"offload_param": {}}}, {}, "offload_param needs zero_stage 3, no"),
         ({"zero_optimization": {"zero_quantized_weights": True}}, {}, "weights needs zero_stage 3"),
         ({"zero_optimization": {"zero_hpz_partition_size": 8}}, {}, "size needs zero_stage 3, not"),
@@ -110,15 +121,16 @@ def test_what_it_states_need_not_be_stated_again() -> None:
             "offload_optimizer needs zero_stage 1 or more, not 0",
         ),
         (
-            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
             {},
-            "offload_param: nvme needs zero_stage 3 and nvme_path",
+            "offload_optimizer: device nvme needs zero_stage 3, not 2",
         ),
-        ({"zero_optimization": {"stage": 3}}, {"compile": True}, "compile is not for zero_stage 3"),
     ],
 )
-def test_a_contradiction_is_one_clear_line(deepspeed, fields, message) -> None:
-    assert message in refusal(deepspeed=deepspeed, **fields)
+def test_what_zero_needs_is_there_before_a_run(deepspeed, fields, message) -> None:
+    with pytest.raises(ValueError) as caught:
+        check_zero(TrainerConfig(deepspeed=deepspeed, **fields))
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +141,7 @@ def test_a_contradiction_is_one_clear_line(deepspeed, fields, message) -> None:
     ],
 )
 def test_what_is_switched_off_contradicts_nothing(zero) -> None:
-    assert TrainerConfig(zero_stage=0, deepspeed={"zero_optimization": zero}).zero_stage == 0
+    check_zero(TrainerConfig(zero_stage=0, deepspeed={"zero_optimization": zero}))
 
 
 @pytest.mark.parametrize(
@@ -147,3 +159,10 @@ def test_a_recipe_and_deepspeed_say_the_same(deepspeed, message) -> None:
         check_recipe(trainer, RecipeConfig(), "rft")
     assert message in str(caught.value)
     check_recipe(TrainerConfig(deepspeed=USUAL), RecipeConfig(), "rft")
+
+
+def test_disks_to_offload_to_are_named_before_training() -> None:
+    zero = {"stage": 3, "offload_optimizer": {"device": "nvme"}}
+    with pytest.raises(InputError, match="offload_optimizer: device nvme needs an nvme_path"):
+        check_paths(TrainerConfig(deepspeed={"zero_optimization": zero}))
+    check_paths(TrainerConfig(deepspeed=USUAL))
