@@ -20,7 +20,7 @@ import pytest
 
 from rft_ray.run_dir import read_metrics
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.faults]
 ROOT = Path(__file__).parents[1]
 TOKEN = "a-token-of-these-tests-and-of-no-other-cluster"
 CPUS = 16

@@ -259,6 +259,7 @@ def test_waves_on_engines_give_the_rollouts_of_one_request(
 
 
 @pytest.mark.engine
+@pytest.mark.faults
 def test_a_run_killed_between_waves_goes_on_with_what_is_on_disk(tmp_path: Path) -> None:
     overrides = [
         f"run_dir={tmp_path / 'run'}",
