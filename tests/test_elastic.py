@@ -32,6 +32,7 @@ def test_online_replicas_are_as_many_as_the_refresh_knows() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.faults
 def test_a_busy_sampler_gets_another_replica_which_holds_the_same_weights(
     ray_session: None,
 ) -> None:
