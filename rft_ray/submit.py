@@ -32,7 +32,7 @@ from rft_ray.upload import check_reachable, list_upload, say_left_out
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-IMAGE_HOME = "/opt/rft_ray"
+IMAGE_HOME = "/rft_ray"
 """Where `cluster/Dockerfile.*` put the project."""
 SETUP_SECONDS = 1800
 """What a node may take to install the lock, which for GPUs is several GB."""

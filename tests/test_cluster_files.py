@@ -149,7 +149,7 @@ def test_launched_clusters_ask_for_a_token_and_listen_on_loopback(name: str) -> 
         start = config[f"{role}_start_ray_commands"][-1]
         assert "RAY_AUTH_MODE=token" in start and "ulimit -n 65536" in start
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
-    assert config["file_mounts"]["/root/.ray/auth_token"] == "~/.ray/auth_token"
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert any("/mnt/cluster" in own for own in config["docker"]["run_options"])
     for kind, own in config["available_node_types"].items():
         machine = own["node_config"].get("InstanceType") or own["node_config"]["machineType"]

@@ -135,7 +135,7 @@ def test_ray_accepts_what_a_submission_asks_for(monkeypatch: pytest.MonkeyPatch)
 
     image = prepare(str(QUICKSTART), ["run_dir=/mnt/a"], ROOT, "me/rft:1", True)
     assert RuntimeEnv(**image.runtime_env).image_uri() == "me/rft:1"
-    assert image.command.startswith("cd /opt/rft_ray && rft-ray run configs/")
+    assert image.command.startswith("cd /rft_ray && rft-ray run configs/")
     assert "pip" not in prepare(str(QUICKSTART), ["run_dir=/a"], ROOT, None, False).runtime_env
 
 
