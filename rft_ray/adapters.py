@@ -19,7 +19,10 @@ NAME = "default"
 
 
 def inject_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> None:
-    """Freeze a model and give its linear layers adapters, the same on every rank."""
+    """Freeze a model and give its linear layers adapters, the same on every rank.
+
+    Which layers are in eval mode stays: those that recompute their activations are not.
+    """
     import peft
 
     torch.manual_seed(seed)
@@ -29,7 +32,6 @@ def inject_adapters(model: nn.Module, lora: LoraConfig, seed: int) -> None:
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0
     )
     peft.inject_adapter_in_model(config, model, adapter_name=NAME)
-    model.eval()
 
 
 def linear_names(model: nn.Module) -> list[str]:

@@ -63,7 +63,7 @@ def _adamw(groups: list[dict[str, Any]], recipe: RecipeConfig) -> torch.optim.Ad
 
 
 def _load_model(path: str, config: dict[str, Any], trainer: TrainerConfig) -> PreTrainedModel:
-    """The model in eval mode (no dropout), its parameters sharded from the start under ZeRO-3."""
+    """The model without dropout, its parameters sharded from the start under ZeRO-3."""
     dtype = getattr(torch, trainer.dtype)
     has_flash = trainer.gpus_per_worker > 0 and is_flash_attn_2_available()
     # Its variable-length kernel takes one row a batch; sdpa gets a block-diagonal mask instead.
@@ -83,6 +83,7 @@ def _load_model(path: str, config: dict[str, Any], trainer: TrainerConfig) -> Pr
         model.tie_weights()
         _read_weights(model, path)
         _recompute_buffers(model)
+    # Training in eval mode is training without dropout, which is all that the mode decides here.
     model.eval()
     prepare_layers(model, trainer)
     return model
