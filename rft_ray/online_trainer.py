@@ -166,11 +166,10 @@ def train_on(
     columns = ExampleColumns.of(learned.examples)
     weights = online_weights(learned, columns, job.recipe.loss, job.online.normalise)
     shape = (num_ranks, trainer.row_tokens, trainer.micro_batch_rows)
+    own = rank_batches(number, columns, weights, *shape)[rank]
     results = []
     for update in range(updates):
-        step = (number - 1) * updates + update + 1
-        own = rank_batches(step, columns, weights, *shape)[rank]
-        rate = learning_rate(step, total, job.recipe)
+        rate = learning_rate((number - 1) * updates + update + 1, total, job.recipe)
         loss = OnlineLoss(job.online)
         value, grad_norm = train_step(engine, own, rate, job.recipe.max_grad_norm, loss, limit)
         results.append(StepResult(value, grad_norm, *loss.means(engine), rate, own.fill))
