@@ -237,6 +237,8 @@ def watched_exports(output: Path, watch: Watch | None) -> AbstractContextManager
 
 @contextmanager
 def _watching(output: Path, watch: Watch) -> Iterator[None]:
+    from rft_ray.trainer import extra_exports
+
     stop, failure = Event(), []
 
     def follow() -> None:
@@ -244,7 +246,7 @@ def _watching(output: Path, watch: Watch) -> Iterator[None]:
         try:
             # Exports get their name last. What is not seen before the end is scored afterwards.
             while not stop.wait(POLL_SECONDS):
-                for folder in sorted(Path(f"{output}.steps").glob("step-" + "[0-9]" * 6)):
+                for folder in extra_exports(output):
                     if folder not in seen and not stop.is_set():
                         seen.add(folder)
                         watch(exported_weights(str(folder)))

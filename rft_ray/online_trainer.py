@@ -9,8 +9,6 @@ numbered by batches: a batch may have several optimiser steps. Left out: how wei
 
 import json
 import math
-import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +24,7 @@ from rft_ray.ray_metrics import Meter, line_points
 from rft_ray.sampling import refresh_facts
 from rft_ray.schedule import learning_rate
 from rft_ray.selection import EVERYTHING
-from rft_ray.trainer import (
-    exported_folders,
-    fit,
-    is_due,
-    prepare_process,
-    run_name,
-    stop,
-    train_step,
-)
+from rft_ray.trainer import fit, is_due, prepare_process, run_name, stop, train_step
 from rft_ray.utilisation import Utilisation
 
 if TYPE_CHECKING:
@@ -75,13 +65,7 @@ def run_online_training(job: OnlineJob, trainer: TrainerConfig) -> list[str]:
 
     The same call again continues from the last complete checkpoint, or returns at once.
     """
-    if not os.path.isdir(job.output_dir):
-        settings, name = {"job": job, "trainer": trainer}, run_name(job.name, trainer)
-        failure = fit(online_loop, settings, name, job.output_dir)
-        if failure:
-            raise FloatingPointError(f"training {job.name} stopped: {failure}")
-    shutil.rmtree(f"{job.output_dir}.train", ignore_errors=True)
-    return exported_folders(job.output_dir)
+    return fit(online_loop, job, trainer)
 
 
 def online_loop(config: dict[str, Any]) -> str | None:

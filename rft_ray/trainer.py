@@ -38,6 +38,8 @@ from rft_ray.utilisation import Utilisation
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+    from rft_ray.online_trainer import OnlineJob
+
 MAX_WORKER_FAILURES = 3
 
 
@@ -79,22 +81,14 @@ def run_training(job: TrainingJob, trainer: TrainerConfig) -> list[str]:
 
     The same call again continues from the last complete checkpoint, or returns at once.
     """
-    output_dir = os.path.abspath(job.output_dir)
-    if not os.path.isdir(output_dir):
+    if not os.path.isdir(job.output_dir):
         _refuse_bad_input(job)
-        settings = {"job": job, "trainer": trainer}
-        failure = fit(train_loop, settings, run_name(job.name, trainer), output_dir)
-        if failure:
-            raise FloatingPointError(f"training {job.name} stopped: {failure}")
-    # The export is complete: the checkpoints have nothing left to protect.
-    shutil.rmtree(f"{output_dir}.train", ignore_errors=True)
-    return exported_folders(output_dir)
+    return fit(train_loop, job, trainer)
 
 
-def exported_folders(output_dir: str) -> list[str]:
-    """The extra exports of a finished training in step order, then the last one."""
-    steps = sorted(Path(f"{output_dir}.steps").glob("step-" + "[0-9]" * 6))
-    return [*map(str, steps), output_dir]
+def extra_exports(output_dir: str | Path) -> list[Path]:
+    """The exports of a training from before its last step, in step order, as far as they go."""
+    return sorted(Path(f"{output_dir}.steps").glob("step-" + "[0-9]" * 6))
 
 
 def _refuse_bad_input(job: TrainingJob) -> None:
@@ -106,19 +100,34 @@ def _refuse_bad_input(job: TrainingJob) -> None:
 
 def fit(
     loop: Callable[[dict[str, Any]], str | None],
-    settings: dict[str, Any],
-    name: str,
-    output_dir: str,
-) -> str | None:
-    """Run a loop on all ranks with these settings; what it returned on rank 0.
+    job: "TrainingJob | OnlineJob",
+    trainer: TrainerConfig,
+) -> list[str]:
+    """Run a loop on all ranks until `job.output_dir` exists; the exports in step order, it last.
 
-    `settings["trainer"]` says where the ranks are; Ray's pages show the run's name.
+    Raises FloatingPointError where the loop says why it stopped.
     """
+    output_dir = os.path.abspath(job.output_dir)
+    if not os.path.isdir(output_dir):
+        failure = _run_ranks(loop, job, trainer, f"{output_dir}.train")
+        if failure:
+            raise FloatingPointError(f"training {job.name} stopped: {failure}")
+    # The export is complete: the checkpoints have nothing left to protect.
+    shutil.rmtree(f"{output_dir}.train", ignore_errors=True)
+    return [*map(str, extra_exports(output_dir)), output_dir]
+
+
+def _run_ranks(
+    loop: Callable[[dict[str, Any]], str | None],
+    job: "TrainingJob | OnlineJob",
+    trainer: TrainerConfig,
+    storage: str,
+) -> str | None:
+    """What a loop returned on rank 0; checkpoints go into the folder `storage`."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    trainer: TrainerConfig = settings["trainer"]
     check_paths(trainer)
     # Ray Train reads these in the driver and hands them on to its controller and workers. The last
     # is how often it looks whether the workers are done or dead: two seconds unless told.
@@ -131,7 +140,7 @@ def fit(
         resources["GPU"] = trainer.gpus_per_worker
     result = TorchTrainer(
         loop,
-        train_loop_config=settings,
+        train_loop_config={"job": job, "trainer": trainer},
         torch_config=TorchConfig(
             backend="nccl" if on_gpu else "gloo", timeout_s=math.ceil(trainer.collective_timeout_s)
         ),
@@ -142,8 +151,8 @@ def fit(
             label_selector=trainer.labels or None,
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=f"{output_dir}.train",
+            name=run_name(job.name, trainer),
+            storage_path=storage,
             checkpoint_config=CheckpointConfig(num_to_keep=trainer.num_to_keep),
             failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
             logging_config=LoggingConfig(log_level="WARNING"),
