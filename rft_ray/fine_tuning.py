@@ -250,7 +250,7 @@ def _watching(output: Path, watch: Watch) -> Iterator[None]:
                     if folder not in seen and not stop.is_set():
                         seen.add(folder)
                         watch(exported_weights(str(folder)))
-        except Exception as error:
+        except Exception as error:  # whatever it is, the driver raises it
             failure.append(error)
 
     follower = Thread(target=follow, name="watch exports", daemon=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rft_ray.buffer import BufferActor
 from rft_ray.online_trainer import OnlineJob, run_online_training
@@ -67,7 +68,7 @@ class LiveTraining:
         """A call of the buffer; where training failed, its own error instead of the buffer's."""
         try:
             return ray.get(getattr(self._buffer, method).remote(*args))
-        except Exception:
+        except RayError:
             if self._failure:
                 raise self._failure from None
             raise
@@ -75,7 +76,7 @@ class LiveTraining:
     def _train(self) -> None:
         try:
             self._exports = run_online_training(self._job, self._study.config.trainer)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the driver raises it
             self._failure = error
         finally:
             # Whoever waits in the buffer is woken: there is nobody left to wait for.
