@@ -249,6 +249,8 @@ def make_bare_step(path: str, recipe: Any) -> Any:
 
 def report(name: str, spec: dict[str, Any], turns: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """A small table, and the rows of the benchmark contract."""
+    from rft_ray.benchmark_summary import row
+
     learned = sum(sum(e["loss_mask"][1:]) for e in spec["examples"])
     everything = sum(len(e["input_ids"]) for e in spec["examples"])
     count = len(spec["examples"])
@@ -294,21 +296,6 @@ def rival_sides(turns: dict[str, list[Any]], seconds: dict[str, float]) -> dict[
 def peak(turns: list[Any]) -> float:
     """Largest resident memory of a side's process, MB."""
     return max(turn["peak_mb"] for turn in turns)
-
-
-def row(
-    what: str, ours: float, rival: str, value: float, goal: float, unit: str
-) -> dict[str, Any]:
-    """A result of the benchmark contract."""
-    return {
-        "what": what,
-        "ours": ours,
-        "rival": rival,
-        "rival_value": value,
-        "ratio": ours / value,
-        "goal": goal,
-        "unit": unit,
-    }
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def take_turns(
 
 def report(seconds: dict[str, list[float]], facts: dict[str, float]) -> None:
     """A small table and, last, the JSON line of the benchmark contract."""
-    from rft_ray.benchmark_summary import finish
+    from rft_ray.benchmark_summary import finish, row
 
     middle = {name: statistics.median(own) for name, own in seconds.items()}
     megabytes = facts["megabytes"]
@@ -285,21 +285,6 @@ def report(seconds: dict[str, list[float]], facts: dict[str, float]) -> None:
         print(f"{own['what']:16} {own['ratio']:.2f} of {own['rival']}, goal {own['goal']}")
     print(f"parity after the last refresh: {facts['parity']:.3g} nats at most")
     finish(__file__, results, seconds=middle, parity_max_abs_diff=facts["parity"])
-
-
-def row(
-    what: str, ours: float, rival: str, value: float, goal: float, unit: str
-) -> dict[str, Any]:
-    """A result of the benchmark contract; more is better."""
-    return {
-        "what": what,
-        "ours": ours,
-        "rival": rival,
-        "rival_value": value,
-        "ratio": ours / value,
-        "goal": goal,
-        "unit": unit,
-    }
 
 
 if __name__ == "__main__":

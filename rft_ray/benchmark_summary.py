@@ -1,6 +1,6 @@
 """How a benchmark ends: a result file, its figures among Ray's metrics, and the JSON line.
 
-    finish(__file__, results)
+    finish(__file__, [row("speed", 3.0, "the rival", 2.0, 1.2, "tokens/s")])
 
 On a cluster the figures are held by a detached actor, `benchmark-figures`, so that they can be read
 off the dashboard until the cluster ends; a laptop's own Ray ends with the script and has none. Left
@@ -40,6 +40,21 @@ def finish(script: str, results: list[dict[str, Any]], **more: Any) -> None:
     if cluster_address():
         publish(summary)
     print(json.dumps(summary), flush=True)
+
+
+def row(
+    what: str, ours: float, rival: str, value: float, goal: float, unit: str
+) -> dict[str, Any]:
+    """A row of the benchmark contract where more is better; `value` is the rival's."""
+    return {
+        "what": what,
+        "ours": ours,
+        "rival": rival,
+        "rival_value": value,
+        "ratio": ours / value,
+        "goal": goal,
+        "unit": unit,
+    }
 
 
 def figure_points(summary: dict[str, Any]) -> list[Point]:

@@ -12,6 +12,7 @@ from rft_ray.benchmark_summary import (
     figure_points,
     finish,
     publish,
+    row,
 )
 from rft_ray.ray_metrics import METRICS
 from tests.exported_metrics import wait_for_series
@@ -39,6 +40,7 @@ def test_the_last_line_and_the_result_file_are_the_same_summary(
 
 
 def test_a_row_is_four_figures_with_the_tags_of_the_metric() -> None:
+    assert row("speed", 3.0, "them", 2, 1.0, "tokens/s") == ROW
     points = figure_points({"name": "speed", "results": [ROW]})
     assert {tags["figure"]: value for _, value, tags in points} == {
         "ours": 3.0, "rival": 2.0, "ratio": 1.5, "goal": 1.0
