@@ -242,6 +242,7 @@ def prepare_process(trainer: TrainerConfig) -> tuple[int, int]:
 
 
 def is_due(step: int, every: int | None) -> bool:
+    """Whether something is to be done after this step; none or 0: never."""
     return bool(every) and step % every == 0
 
 
