@@ -55,19 +55,7 @@ def sample_groups(problems: list[Problem], plan: SamplingPlan, folder: str) -> D
             override_num_blocks=-(-len(todo) // GROUPS_PER_TASK),
         )
         calls = -(-plan.max_in_flight // GROUPS_PER_TASK)
-        parts.append(
-            rows.map_batches(
-                SampleGroups,
-                fn_constructor_args=(plan, folder),
-                batch_format="pyarrow",
-                num_cpus=STAGE_CPUS,
-                compute=ActorPoolStrategy(
-                    size=1,
-                    max_concurrent_calls_per_actor=calls,
-                    max_tasks_in_flight_per_actor=2 * calls,
-                ),
-            )
-        )
+        parts.append(_through_actor(rows, SampleGroups, (plan, folder), calls))
     return parts[0] if len(parts) == 1 else parts[0].union(*parts[1:])
 
 
@@ -86,18 +74,7 @@ def sample_wave(asks: list[Ask], plan: SamplingPlan, folder: str) -> Dataset:
         ]
     )
     calls = max(1, in_flight // most)
-    return rows.map_batches(
-        SampleWave,
-        fn_constructor_args=(plan, folder),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=STAGE_CPUS,
-        compute=ActorPoolStrategy(
-            size=1,
-            max_concurrent_calls_per_actor=calls,
-            max_tasks_in_flight_per_actor=2 * calls,
-        ),
-    )
+    return _through_actor(rows, SampleWave, (plan, folder), calls)
 
 
 def cut_wave(asks: list[Ask], most: int) -> list[list[Ask]]:
@@ -185,14 +162,7 @@ def verify_groups(
 
     With `is_metered` false the verdicts are left out of Ray's metrics: they will be given again.
     """
-    return groups.map_batches(
-        VerifyGroups,
-        fn_constructor_args=(config, is_metered),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=STAGE_CPUS,
-        compute=ActorPoolStrategy(size=1),
-    )
+    return _through_actor(groups, VerifyGroups, (config, is_metered))
 
 
 class JoinPool:
@@ -209,14 +179,7 @@ class JoinPool:
 
 def join_pool(groups: Dataset, folder: str) -> Dataset:
     """Lazily, each group with the rollouts that earlier rounds left in `folder` before its own."""
-    return groups.map_batches(
-        JoinPool,
-        fn_constructor_args=(folder,),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=STAGE_CPUS,
-        compute=ActorPoolStrategy(size=1),
-    )
+    return _through_actor(groups, JoinPool, (folder,))
 
 
 def join_group(earlier: Group | None, group: Group) -> Group:
@@ -315,6 +278,24 @@ def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, partial, compression="zstd")
     # Readers take every *.parquet, so the name is given last.
     os.replace(partial, path)
+
+
+def _through_actor(
+    rows: Dataset, actor: type, arguments: tuple[Any, ...], calls: int | None = None
+) -> Dataset:
+    """Lazily, what one actor makes of the blocks, of which it may have `calls` in hand at once."""
+    return rows.map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=STAGE_CPUS,
+        compute=ActorPoolStrategy(
+            size=1,
+            max_concurrent_calls_per_actor=calls,
+            max_tasks_in_flight_per_actor=calls and 2 * calls,
+        ),
+    )
 
 
 def _wave_stem(asks: list[Ask]) -> str:
