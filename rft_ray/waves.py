@@ -4,7 +4,8 @@ A wave is a stream: asks in, rollouts on disk under the round's `sampled/`, grad
 problem is asked next depends on its own counts alone (`budget.py`), so a run that is killed asks
 for the same rollouts again and for none that are on disk. Only counts stay in memory. When nothing
 is wanted any more, the problems' parts are read as the groups of a fixed budget, and graded once
-more: verdicts are not kept between waves, as grading is cheap beside sampling.
+more: a vote (`verifier.majority`) and `verifier.best_of` are of all of a problem's rollouts, so the
+verdicts of its parts are not those of the whole.
 """
 
 from typing import TYPE_CHECKING
