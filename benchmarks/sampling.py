@@ -110,8 +110,8 @@ def measure_bare(count: int, repeats: int) -> dict[str, Any]:
 def measure_ours(count: int, repeats: int) -> dict[str, Any]:
     """The sampling stage as a run uses it, files included."""
     from rft_ray.config import SamplerConfig
+    from rft_ray.deployment import application_name, deployed_samplers
     from rft_ray.ray_session import start_ray, stop_ray
-    from rft_ray.sampler import application_name, deployed_samplers
     from rft_ray.sampling import Policy, SamplingPlan, Weights
 
     start_ray()

@@ -88,8 +88,8 @@ def make_model(folder: Path) -> Path:
 def measure(model: Path, repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each side by turn, and facts about the work."""
     from rft_ray.config import SamplerConfig
+    from rft_ray.deployment import application_name, deployed_samplers
     from rft_ray.ray_session import start_ray, stop_ray
-    from rft_ray.sampler import application_name, deployed_samplers
 
     start_ray()
     engine = make_engine(model)

@@ -1,4 +1,4 @@
-"""A sampler: the Ray Serve deployment of vLLM engines that serves one model's rollouts.
+"""A replica of a sampler, the Ray Serve deployment of vLLM engines that serves a model's rollouts.
 
 Token ids go in and token ids come out, through Serve handles; there is no HTTP on the way. Every
 request names the weights it wants. A replica that holds others (it was restarted, or missed a
@@ -11,30 +11,24 @@ together (`refresh.py`): join_weight_group once, then prepare_refresh, transfer_
 finish_refresh each time. A trainer that goes silent in between is given up on, and from the first
 of these calls to the end of the last the replica serves nothing.
 
-Left out: LoRA, and detokenisation, which the stream does in batches.
+Left out: how replicas come up (`deployment.py`), LoRA, and detokenisation, which the stream does in
+batches.
 """
 
 import asyncio
 import json
-import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ray import serve
-from ray.llm._internal.common.callbacks.base import CallbackBase
-from ray.llm._internal.serve.utils.broadcast import broadcast
-from ray.serve.handle import DeploymentHandle
-from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
+from ray.serve.llm import LLMConfig, LLMServer
 
-from rft_ray.config import SamplerConfig
-from rft_ray.engine_logs import naming_engine_logs
 from rft_ray.ray_metrics import Meter
-from rft_ray.ray_session import log_folder
 from rft_ray.replica_meter import ReplicaMeter
 from rft_ray.sampling import (
     LIVE,
@@ -50,14 +44,6 @@ PROBE_FILE = "probe.json"
 # How long a request for live weights is held where they have not come. A replica that refused at
 # once would look the least busy of all and draw the requests that others could answer.
 LIVE_WAIT_S = 2.0
-# Requests, each for all of a problem's rollouts, that keep one elastic replica busy.
-ELASTIC_REQUESTS = 2
-# What `weights.py` registers; that module is imported by vLLM only.
-WEIGHT_BACKEND = "rft_weights"
-# On CPUs vLLM 0.29 dies where it splits the prompt of a seeded request over two steps: it takes a
-# draw back from the random generator, which torch's CPU generator cannot do. Nothing is compiled,
-# since that costs more than a short run gains.
-CPU_ENGINE = {"enable_chunked_prefill": False, "enforce_eager": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +66,6 @@ class LiveRefresh:
     watchdog: asyncio.TimerHandle | None = None
     drain_seconds: float = 0.0
     transfer_seconds: float = 0.0
-
-
-class NothingToDownload(CallbackBase):
-    """Spares each replica a second process that imports vLLM to fetch a model: ours are folders."""
-
-    async def on_before_node_init(self) -> None:
-        """Called by Ray before it would fetch the model's files to the node."""
-        self.ctx.run_init_node = False
 
 
 class Sampler(LLMServer):
@@ -436,110 +414,3 @@ def _sampled_logprobs(outputs: list[Any]) -> np.ndarray:
 def _ends_with_eos(output: Any) -> bool:
     """A stop text ends a completion too, but leaves no EOS behind."""
     return output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
-
-
-def refresh_sampler(handle: DeploymentHandle, weights: Weights) -> list[RefreshReport]:
-    """Bring every replica of a sampler to these weights; one report per replica.
-
-    Raises ParityError when a replica then disagrees with the trainer.
-    """
-    return broadcast(handle, "refresh", args=(weights,))
-
-
-@contextmanager
-def deployed_samplers(
-    models: dict[str, tuple[str, SamplerConfig]], run_id: str, tolerance: float
-) -> Iterator[dict[str, DeploymentHandle]]:
-    """One running sampler per name, for `{name: (model folder, config)}`; they end with the block.
-
-    Applications are named by run, so that a restarted driver removes what its predecessor left and
-    runs sharing a cluster never touch each other's.
-    """
-    for logger in ("ray.serve", "ray.llm"):
-        # Serve sets its loggers up when it is imported.
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    serve.start(http_options={"location": "NoServer"})
-    _delete_applications(run_id)
-    targets = [
-        serve.RunTarget(
-            _build(name, model, config, tolerance),
-            name=application_name(run_id, name),
-            route_prefix=None,
-        )
-        for name, (model, config) in models.items()
-    ]
-    try:
-        with naming_engine_logs(log_folder()):
-            serve.run_many(targets)
-        yield {name: serve.get_app_handle(application_name(run_id, name)) for name in models}
-    finally:
-        _delete_applications(run_id)
-
-
-def application_name(run_id: str, sampler: str) -> str:
-    """The Serve application of a run's sampler."""
-    return f"rft-{run_id}-{sampler}"
-
-
-def _delete_applications(run_id: str) -> None:
-    for name in serve.status().applications:
-        if name.startswith(application_name(run_id, "")):
-            serve.delete(name)
-
-
-def _build(
-    name: str, model: str, config: SamplerConfig, tolerance: float
-) -> serve.Application:
-    on_gpu = config.gpus_per_replica > 0
-    llm_config = LLMConfig(
-        model_loading_config={"model_id": name, "model_source": model},
-        accelerator_config={"kind": "gpu" if on_gpu else "cpu"},
-        # Tensor parallelism talks in every layer: its devices are on one node.
-        placement_group_config={"bundles": bundles(config), "strategy": "STRICT_PACK"},
-        engine_kwargs={
-            **({} if on_gpu else CPU_ENGINE),
-            **config.vllm,
-            "tensor_parallel_size": config.tensor_parallel_size,
-            "weight_transfer_config": {"backend": WEIGHT_BACKEND},
-        },
-        deployment_config=deployment_options(config),
-        runtime_env={"env_vars": {"VLLM_LOGGING_LEVEL": "INFO", **config.env}},
-        callback_config={"callback_class": "rft_ray.sampler.NothingToDownload"},
-        log_engine_metrics=False,
-    )
-    return build_llm_deployment(
-        llm_config,
-        name_prefix="sampler-",
-        bind_kwargs={"weights": Weights(model, 0), "tolerance": tolerance},
-        deployment_cls=Sampler,
-    )
-
-
-def bundles(config: SamplerConfig) -> list[dict[str, float]]:
-    """What Ray reserves for one replica: a bundle for each device that shares it."""
-    if config.gpus_per_replica == 0:
-        return [{"CPU": config.cpus_per_replica}] * config.tensor_parallel_size
-    others: list[dict[str, float]] = [{"GPU": 1}] * (config.tensor_parallel_size - 1)
-    return [{"GPU": 1, "CPU": config.cpus_per_replica}, *others]
-
-
-def deployment_options(config: SamplerConfig) -> dict[str, Any]:
-    """How many replicas Serve runs, where, and how much it gives them to do."""
-    options: dict[str, Any] = {
-        # A request asks for one rollout or more.
-        "max_ongoing_requests": config.max_rollouts_in_flight,
-        "ray_actor_options": {"num_cpus": 0},
-    }
-    if config.labels:
-        options["placement_group_bundle_label_selector"] = [config.labels]
-    if config.max_replicas is None:
-        return {**options, "num_replicas": config.num_replicas}
-    # The stream asks for no more than all replicas together take, so it is the number of requests
-    # to a replica that says whether there is work for another one; a replica that joins brings
-    # itself to the weights it is asked for.
-    options["autoscaling_config"] = {
-        "min_replicas": config.num_replicas,
-        "max_replicas": config.max_replicas,
-        "target_ongoing_requests": ELASTIC_REQUESTS,
-    }
-    return options

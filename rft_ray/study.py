@@ -270,7 +270,7 @@ def exported_weights(folder: str) -> Weights:
 @contextmanager
 def running_samplers(study: Study) -> Iterator[Samplers]:
     """Engines for every policy and for the target; they end with the block."""
-    from rft_ray.sampler import application_name, deployed_samplers
+    from rft_ray.deployment import application_name, deployed_samplers
 
     config = study.config
     models: dict[str, tuple[str, SamplerConfig]] = {
@@ -314,7 +314,7 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
 
 def refresh(study: Study, samplers: Samplers, name: str, weights: Weights) -> None:
     """Put a checkpoint into the running sampler of a model, checked against the trainer."""
-    from rft_ray.sampler import refresh_sampler
+    from rft_ray.deployment import refresh_sampler
 
     samplers.start()
     sampler = samplers.serving[name]

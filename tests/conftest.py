@@ -37,7 +37,7 @@ def ray_session() -> Iterator[None]:
 def samplers(ray_session: None) -> Iterator[dict[str, object]]:
     """Serve handles of two running samplers, by name of the base: `tied`, `untied`."""
     from rft_ray.config import SamplerConfig
-    from rft_ray.sampler import deployed_samplers
+    from rft_ray.deployment import deployed_samplers
 
     config = SamplerConfig(
         vllm={"dtype": "float32", "max_model_len": 192, "max_num_seqs": 64},

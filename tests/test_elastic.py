@@ -39,7 +39,7 @@ def test_a_busy_sampler_gets_another_replica_which_holds_the_same_weights(
     import ray
     from ray import serve
 
-    from rft_ray.sampler import application_name, deployed_samplers
+    from rft_ray.deployment import application_name, deployed_samplers
     from rft_ray.sampling import Weights
 
     (node,) = ray.nodes()

@@ -50,7 +50,7 @@ def test_an_engine_that_cannot_start_is_explained_by_the_file_that_the_error_nam
     ray_session: None, tmp_path: Path
 ) -> None:
     from rft_ray.config import SamplerConfig
-    from rft_ray.sampler import deployed_samplers
+    from rft_ray.deployment import deployed_samplers
 
     broken = shutil.copytree(BASES / "tied", tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"not tensors")

@@ -84,8 +84,8 @@ def test_every_zero_stage_brings_the_trainers_log_probabilities(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from rft_ray.config import RecipeConfig, TrainerConfig
+    from rft_ray.deployment import application_name
     from rft_ray.refresh import RefreshSettings
-    from rft_ray.sampler import application_name
 
     # The ranks cannot import this file.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -120,7 +120,7 @@ def test_every_zero_stage_brings_the_trainers_log_probabilities(
 def pair(ray_session: None) -> Iterator[Any]:
     """Two replicas of the tied base."""
     from rft_ray.config import SamplerConfig
-    from rft_ray.sampler import deployed_samplers
+    from rft_ray.deployment import deployed_samplers
 
     config = SamplerConfig(
         num_replicas=2,
@@ -134,8 +134,8 @@ def pair(ray_session: None) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def link(pair: Any) -> Iterator[Any]:
     """Rank 0's half of refreshes."""
+    from rft_ray.deployment import application_name
     from rft_ray.refresh import RefreshSettings, SamplerLink
-    from rft_ray.sampler import application_name
 
     settings = RefreshSettings(bucket_bytes=CAP_BYTES, timeout_s=5, drain_s=60)
     link = SamplerLink(application_name("refresh", "pair"), settings)

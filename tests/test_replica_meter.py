@@ -84,7 +84,7 @@ def test_a_refresh_line_has_the_slowest_replica_and_all_bytes() -> None:
 
 @pytest.mark.engine
 def test_a_running_sampler_exports_its_tokens_queue_and_refreshes(samplers: dict[str, Any]) -> None:
-    from rft_ray.sampler import refresh_sampler
+    from rft_ray.deployment import refresh_sampler
 
     weights = Weights(str(BASES / "untied"), 0)
     (report,) = refresh_sampler(samplers["untied"], weights)

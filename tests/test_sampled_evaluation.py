@@ -18,7 +18,7 @@ pytestmark = pytest.mark.engine
 
 def make_policy() -> Policy:
     """The tied base model."""
-    from rft_ray.sampler import application_name
+    from rft_ray.deployment import application_name
 
     return Policy(
         name="tied",

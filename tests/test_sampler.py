@@ -34,7 +34,7 @@ def base_weights(name: str) -> Weights:
 def test_every_refresh_brings_the_trainers_log_probabilities(
     samplers: dict[str, Any], make_checkpoint: Checkpoints, name: str
 ) -> None:
-    from rft_ray.sampler import refresh_sampler
+    from rft_ray.deployment import refresh_sampler
 
     first, second = make_checkpoint(name, 1), make_checkpoint(name, 2)
     scores = []

@@ -24,7 +24,7 @@ PROMPT = Prompt("Question: {prompt}\nAnswer:\n")
 
 def make_plan(round: int = 0) -> SamplingPlan:
     """Three rollouts from each of the two base models, which would rather say nothing at all."""
-    from rft_ray.sampler import application_name
+    from rft_ray.deployment import application_name
 
     sampling = {"n": 3, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 16}
     sampling["ignore_eos"] = True
