@@ -171,9 +171,9 @@ def _name(row: Line) -> str:
 
 
 def _verdict_count(row: Line, verdict: str) -> float:
-    """A count under the verdict's own name or `verdict_NAME`; 0 where there is none."""
-    counts = [number(row, key) for key in (f"verdict_{verdict}", verdict)]
-    return next((count for count in counts if math.isfinite(count)), 0.0)
+    """A count by the verifier; 0 where the line has none."""
+    count = number(row, verdict)
+    return count if math.isfinite(count) else 0.0
 
 
 def _per_problem(row: Line, key: str) -> float:

@@ -234,13 +234,6 @@ def test_of_repeated_lines_the_last_counts_but_time_adds_up(tmp_path: Path) -> N
     assert "+20.0%" in text and "+10.0%" not in text
 
 
-def test_verdict_counts_are_found_under_either_name(tmp_path: Path) -> None:
-    start_run(tmp_path / "run")
-    row = {"kind": "select", "policy": "p", "problems": 1, "verdict_wrong": 4321}
-    log(tmp_path / "run", row)
-    assert "4,321" in page_of(tmp_path / "run").text
-
-
 @pytest.mark.parametrize("name", ["", "nothing-here", "notes.txt"])
 def test_another_folder_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.txt").write_text("hello")
