@@ -188,12 +188,13 @@ def _doctor(args: argparse.Namespace) -> int:
     return run_doctor()
 
 
-def _with_progress(label: str, groups: "GroupReader | Pool") -> Iterator["Group"]:
+def _with_progress(
+    label: str, groups: "GroupReader | Pool | list[Group]"
+) -> Iterator["Group"]:
     from rft_ray.console import progress
-    from rft_ray.pool import Pool
-    from rft_ray.records import count_groups
+    from rft_ray.records import GroupReader, count_groups
 
-    total = len(groups) if isinstance(groups, Pool) else count_groups(groups.path)
+    total = count_groups(groups.path) if isinstance(groups, GroupReader) else len(groups)
     with progress(label, total, "problem") as advance:
         for group in groups:
             yield group

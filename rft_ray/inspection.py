@@ -1,8 +1,8 @@
 """Looking at rollouts on a terminal: a table of problems, or one problem with all it got.
 
-Everything is streamed; the table keeps a few lines and counters. What models and users wrote cannot
-drive the terminal: control characters are replaced and a name stays on its line. Left out: colours
-and paging, which `less` does.
+Everything but an online run is streamed; the table keeps a few lines and counters. What models and
+users wrote cannot drive the terminal: control characters are replaced and a name stays on its line.
+Left out: colours and paging, which `less` does.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rft_ray.errors import InputError, first_words, one_line
-from rft_ray.pool import Pool
+from rft_ray.pool import Pool, join_parts
 from rft_ray.reasons import reason_class, reasons
 from rft_ray.records import GroupReader, read_groups
 from rft_ray.selection import group_statistics
@@ -55,11 +55,22 @@ def find_source(source: str | Path, round_number: int | None = None, sampled: bo
     return Path(source)
 
 
-def open_source(source: Path) -> GroupReader | Pool:
-    """The groups to show; what was sampled in waves has a problem in several files."""
+def open_source(source: Path) -> GroupReader | Pool | list[Group]:
+    """The groups to show; waves and online steps leave a problem's rollouts in several files."""
     if source.name == "sampled" and (source.parent / "pass_rates.jsonl").exists():
         return Pool(source)
+    if steps := sorted(source.glob("step-*.parquet")):
+        return _join_steps(steps)
     return read_groups(source, with_tokens=False)
+
+
+def _join_steps(files: list[Path]) -> list[Group]:
+    """In memory: each pass over the problems has an order of its own, so files share nothing."""
+    parts: dict[str, list[Group]] = {}
+    for file in files:
+        for group in read_groups(file, with_tokens=False):
+            parts.setdefault(group.problem.id, []).append(group)
+    return [join_parts(own) for own in parts.values()]
 
 
 def problem_table(groups: Iterable[Group]) -> Iterator[str]:

@@ -134,6 +134,14 @@ def test_a_run_directory_means_its_newest_round_that_has_rollouts(tmp_path: Path
         find_source(first, 0)
 
 
+def test_an_online_run_shows_a_problem_once_with_what_it_got_in_every_step(tmp_path: Path) -> None:
+    for step, names in enumerate((["p", "q"], ["r", "p"]), start=1):
+        groups = [group_of(name, step) for name in names]
+        write_groups(tmp_path / f"step-{step:06d}.parquet", groups)
+    shown = {group.problem.id: len(group.accepted) for group in open_source(tmp_path)}
+    assert shown == {"p": 3, "q": 1, "r": 2}
+
+
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl"])
 def test_groups_are_read_without_their_tokens(tmp_path: Path, name: str) -> None:
     rollout = Rollout("a", "t", token_ids=[1, 2], logprobs=[-1.0, -2.0], verdict="correct")
