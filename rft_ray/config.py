@@ -53,10 +53,8 @@ __all__ = [
     "VerifierConfig",
     "WorkloadConfig",
     "cluster_address",
-    "forget_cluster_address",
     "is_cluster_job",
     "package_index_settings",
-    "upload_ignored_files",
 ]
 
 Control = Literal["own", "random", "no_dedup"]
@@ -211,17 +209,6 @@ def cluster_address() -> str | None:
 def is_cluster_job() -> bool:
     """Whether this process is the driver of a submitted Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def forget_cluster_address() -> None:
-    """Make Ray's clients, which prefer the environment's address, use the one they are given."""
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        os.environ.pop(name, None)
-
-
-def upload_ignored_files() -> None:
-    """Make Ray upload what it is told to, whatever .gitignore says."""
-    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"
 
 
 def package_index_settings() -> dict[str, str]:

@@ -9,6 +9,7 @@ environment of the cluster's nodes.
 
 import asyncio
 import hashlib
+import os
 import re
 import shlex
 import time
@@ -17,15 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rft_ray.config import (
-    RunConfig,
-    forget_cluster_address,
-    package_index_settings,
-    upload_ignored_files,
-)
+from rft_ray.config import RunConfig, package_index_settings
 from rft_ray.config_file import load_config
 from rft_ray.console import say
 from rft_ray.errors import InputError, one_line
+from rft_ray.parts import list_samplers
 from rft_ray.run_dir import check_outlives_job
 from rft_ray.upload import check_reachable, list_upload, say_left_out
 
@@ -134,9 +131,7 @@ def lock_of(config: RunConfig, root: Path) -> Path:
 
     Raises InputError where the working directory has none.
     """
-    samplers = [policy.sampler for policy in config.policies]
-    if config.own_policy is None:
-        samplers.append(config.target.sampler)
+    samplers = [sampler for _, sampler in list_samplers(config).values()]
     on_gpu = config.trainer.gpus_per_worker > 0 or any(own.gpus_per_replica for own in samplers)
     lock = root / "requirements" / ("gpu.txt" if on_gpu else "cpu.txt")
     for needed in (lock, root / "pyproject.toml"):
@@ -168,8 +163,10 @@ def connect(address: str) -> "JobSubmissionClient":
     Raises InputError where nothing answers or the token is not the cluster's.
     """
     # Ray would let the environment's address win over the one that was given.
-    forget_cluster_address()
-    upload_ignored_files()
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)
+    # What is uploaded is `upload.py`'s rule, not .gitignore's.
+    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"
 
     import requests
     from ray._raylet import AuthenticationTokenLoader
