@@ -11,8 +11,6 @@ from pathlib import Path
 from rft_ray.config import RunConfig
 from rft_ray.model_shapes import model_size
 
-STATES_KEPT = 3
-"""Two that are complete and the one being written."""
 STATE_BYTES = 14
 """Of a parameter in a resumable state: weights in bf16, the fp32 copy and AdamW's two moments."""
 
@@ -21,9 +19,11 @@ def disk_needed(config: RunConfig, run_dir: Path) -> int:
     """Bytes that are still to be written into a run directory, beyond what it holds already."""
     width = 2 if config.trainer.dtype == "bfloat16" else 4
     sizes = list(_trained_parameters(config))
-    states = STATES_KEPT * STATE_BYTES * max(sizes, default=0)
-    total = width * sum(sizes) + (states if config.trainer.checkpoint_every else 0)
-    return max(0, total - folder_bytes(run_dir))
+    # Those that are complete, and the one being written.
+    kept = config.trainer.num_to_keep + 1 if config.trainer.checkpoint_every else 0
+    total = width * sum(sizes) + kept * STATE_BYTES * max(sizes, default=0)
+    # Downloaded models are there before, and are none of what is still to be written.
+    return max(0, total - (folder_bytes(run_dir) - folder_bytes(run_dir / "models")))
 
 
 def _trained_parameters(config: RunConfig) -> Iterator[int]:

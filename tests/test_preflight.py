@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rft_ray.config_file import load_config
-from rft_ray.disk_needs import STATE_BYTES, STATES_KEPT, disk_needed
+from rft_ray.disk_needs import STATE_BYTES, disk_needed
 from rft_ray.model_shapes import LLAMAS
 from rft_ray.placement import Room
 from rft_ray.preflight import (
@@ -122,7 +122,12 @@ def test_what_a_run_writes_is_counted_down_as_it_is_written(tmp_path: Path) -> N
     sizes = (LLAMAS[f"llama-2-{name}"].parameters for name in ("7b", "13b", "70b"))
     seven, thirteen, seventy = sizes
     models = 2 * (2 * seven + 2 * thirteen + 2 * seventy)
-    whole = models + STATES_KEPT * STATE_BYTES * seventy
+    whole = models + 3 * STATE_BYTES * seventy
+    assert disk_needed(config, tmp_path) == whole
+    more = load_config(LARGE, ["trainer.num_to_keep=4"])
+    assert disk_needed(more, tmp_path) == whole + 2 * STATE_BYTES * seventy
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "downloaded").write_bytes(b"weights")
     assert disk_needed(config, tmp_path) == whole
     (tmp_path / "round-000").mkdir()
     with (tmp_path / "round-000" / "checkpoint").open("wb") as file:
