@@ -17,11 +17,11 @@ from uuid import uuid4
 from rft_ray.config import RunConfig, cluster_address
 from rft_ray.console import say
 from rft_ray.disk_needs import disk_needed
-from rft_ray.doctor import check_plugin, memory_size
+from rft_ray.doctor import check_plugin, has_nvidia_driver, memory_size
 from rft_ray.errors import InputError, one_line
 from rft_ray.fit_advice import USABLE
 from rft_ray.memory_plan import GB
-from rft_ray.parts import Part, list_parts
+from rft_ray.parts import Part, list_parts, list_samplers
 from rft_ray.placement import Order, Room, find_order
 from rft_ray.run_dir import installed_versions
 
@@ -219,7 +219,7 @@ def find_faults(
     """What is wrong with single nodes, a clause each: no waiting cures it."""
     faults = []
     shares_memory = config.trainer.num_workers > 1 or any(
-        policy.sampler.tensor_parallel_size > 1 for policy in config.policies
+        sampler.tensor_parallel_size > 1 for _, sampler in list_samplers(config).values()
     )
     for view in views:
         if view.error:
@@ -342,5 +342,5 @@ def look(run_dir: str, proof: str, address: str) -> View:
         has_plugin=check_plugin().level == "ok",
         sees_run_dir=os.path.exists(os.path.join(run_dir, proof)),
         shared_memory=min(shutil.disk_usage("/dev/shm").total, memory_size()[0]),
-        has_gpus=Path("/proc/driver/nvidia/version").exists(),
+        has_gpus=has_nvidia_driver(),
     )

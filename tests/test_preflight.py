@@ -111,6 +111,8 @@ def test_gpus_that_work_together_need_shared_memory() -> None:
     alone = load_config(SMALL, ["trainer.num_workers=1"])
     assert find_faults(alone, [docker], OURS) == []
     assert find_faults(load_config(SMALL), [replace(docker, has_gpus=False)], OURS) == []
+    # The target's own sampler is over four GPUs.
+    assert find_faults(load_config(LARGE, ["trainer.num_workers=1"]), [docker], OURS) == [line]
     (warning,) = find_slow_stores([node()], [docker])
     assert warning.startswith("10.0.0.1: the object store (200.0 GiB) is larger than /dev/shm")
     assert find_slow_stores([node()], [replace(docker, shared_memory=200 * GIB)]) == []
