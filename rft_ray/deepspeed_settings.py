@@ -84,7 +84,7 @@ def deepspeed_config(recipe: "RecipeConfig", trainer: "TrainerConfig") -> Settin
     theirs = {key: value for key, value in theirs.items() if key not in BATCH_KEYS}
     if not stage:
         theirs.pop("gradient_clipping", None)
-    merged = _merge(ours, theirs)
+    merged = merge(ours, theirs)
     merged["zero_optimization"]["stage"] = stage
     return merged | {
         "train_micro_batch_size_per_gpu": trainer.micro_batch_rows,
@@ -92,11 +92,12 @@ def deepspeed_config(recipe: "RecipeConfig", trainer: "TrainerConfig") -> Settin
     }
 
 
-def _merge(ours: Settings, theirs: Settings) -> Settings:
+def merge(ours: Settings, theirs: Settings) -> Settings:
+    """One laid over the other, section by section."""
     merged = dict(ours)
     for key, value in theirs.items():
         both = isinstance(value, dict) and isinstance(ours.get(key), dict)
-        merged[key] = _merge(ours[key], value) if both else value
+        merged[key] = merge(ours[key], value) if both else value
     return merged
 
 

@@ -10,7 +10,8 @@ from itertools import combinations, product
 from typing import Any
 
 from rft_ray.config import MachinesConfig, SamplerConfig, TrainerConfig
-from rft_ray.memory_plan import GB, ZeroSettings, is_checkpointed, training_memory
+from rft_ray.deepspeed_settings import merge
+from rft_ray.memory_plan import GB, ZeroSettings, training_memory
 from rft_ray.model_shapes import ModelShape, model_shape, model_size
 from rft_ray.parts import sampler_gb
 
@@ -70,7 +71,7 @@ def ranks_per_node(trainer: TrainerConfig, machines: MachinesConfig) -> int:
 def _changes(trainer: TrainerConfig, machines: MachinesConfig) -> Iterator[list[Change]]:
     """Alternatives by setting, the ones that cost least first."""
     zero, rows = ZeroSettings.of(trainer), trainer.micro_batch_rows
-    if not is_checkpointed(trainer):
+    if not trainer.activation_checkpointing:
         yield [_deepspeed("activation_checkpointing", {"partition_activations": False})]
     smaller = [rows // 2**n for n in range(1, rows.bit_length())]
     yield [_plain("micro_batch_rows", own) for own in smaller]
@@ -118,19 +119,11 @@ def apply_changes(trainer: TrainerConfig, changes: Sequence[dict[str, Any]]) -> 
     """The trainer's section with all of them."""
     raw = trainer.model_dump()
     for change in changes:
-        raw = _merge(raw, change)
+        raw = merge(raw, change)
         if "stage" in change.get("deepspeed", {}).get("zero_optimization", {}):
             # Both were filled in from the same statement.
             raw.pop("zero_stage", None)
     return TrainerConfig.model_validate(raw)
-
-
-def _merge(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(ours)
-    for key, value in theirs.items():
-        both = isinstance(value, dict) and isinstance(ours.get(key), dict)
-        merged[key] = _merge(ours[key], value) if both else value
-    return merged
 
 
 def advise_sampler(

@@ -41,12 +41,12 @@ class ZeroSettings:
 
     @classmethod
     def of(cls, trainer: TrainerConfig) -> "ZeroSettings":
-        """The user's own DeepSpeed settings win; they are unchecked, so anything may be there."""
+        """The stage is the trainer's, which agrees with what `deepspeed` states; where things are
+        kept `deepspeed` says alone, unchecked, so anything may be there."""
         own = trainer.deepspeed.get("zero_optimization")
         own = own if isinstance(own, dict) else {}
-        stage = own["stage"] if own.get("stage") in (0, 1, 2, 3) else trainer.zero_stage
         # bf16 runs with stage 1 where 0 is asked for.
-        stage = max(stage, 1) if trainer.dtype == "bfloat16" else stage
+        stage = max(trainer.zero_stage, 1 if trainer.dtype == "bfloat16" else 0)
         parameters = _place(own.get("offload_param")) if stage == 3 else "device"
         ranks = own.get("zero_hpz_partition_size", 1) if stage == 3 else 1
         ranks = ranks if isinstance(ranks, int) and ranks > 0 else 1
@@ -110,7 +110,7 @@ def training_memory(
         gradients=0.0 if off else gradients,
         optimiser=0.0 if off else optimiser,
         gathered=gathered,
-        activations=activation_bytes(shape, tokens, width, is_checkpointed(trainer)),
+        activations=activation_bytes(shape, tokens, width, trainer.activation_checkpointing),
         logits=logit_bytes(shape, tokens, width),
         runtime=GPU_RUNTIME if trainer.gpus_per_worker else 0.0,
         host=sum(on_host),
@@ -122,11 +122,6 @@ def training_memory(
 def value_bytes(trainer: TrainerConfig) -> int:
     """Of a weight or an activation."""
     return 2 if trainer.dtype == "bfloat16" else 4
-
-
-def is_checkpointed(trainer: TrainerConfig) -> bool:
-    """Whether activations are computed again in the backward pass."""
-    return trainer.activation_checkpointing
 
 
 def gathered_bytes(parameters: int, stage: int, width: int) -> float:

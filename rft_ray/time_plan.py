@@ -19,7 +19,6 @@ from rft_ray.memory_plan import (
     GB,
     SamplerMemory,
     ZeroSettings,
-    is_checkpointed,
     most_sequences,
     value_bytes,
 )
@@ -66,7 +65,7 @@ def step_time(
         examples, round(tokens), trainer.num_workers, trainer.row_tokens, trainer.micro_batch_rows
     )
     peak = gpu.tflops * 1e12 * min(1.0, trainer.gpus_per_worker)
-    passes = 4 / 3 if is_checkpointed(trainer) else 1.0
+    passes = 4 / 3 if trainer.activation_checkpointing else 1.0
     flops = passes * training_flops(decoder(shape), computed, 1)
     return StepTime(
         arithmetic=flops / (peak * machines.training_mfu),
@@ -108,7 +107,7 @@ def message_seconds(
     whole = shape.parameters * value_bytes(trainer)
     zero, ranks = ZeroSettings.of(trainer), trainer.num_workers
     rate, inside = link_rate(trainer, machines), GB * machines.node_link_gb_s
-    gathers = micro_batches * (3 if is_checkpointed(trainer) else 2)
+    gathers = micro_batches * (3 if trainer.activation_checkpointing else 2)
     far, near = {3: gathers + micro_batches, 2: micro_batches + 1}.get(zero.stage, 2), 0
     if zero.copy_ranks > 1:
         far, near = 1 + micro_batches, gathers - 1
