@@ -1,10 +1,12 @@
 """Peak memory of a training rank and of a sampler, by what holds it; arithmetic on shapes alone.
 
 Training state is counted as DeepSpeed's estimators count it: 18 bytes a parameter beside its bf16
-weight. Activations and logits are those of transformers' Llama with sdpa attention, measured
-operation by operation (`tests/test_memory_plan.py` does so again). Left out: fragmentation, for
-which a device is not filled to the brim, and what a run does once (loading below ZeRO-3 but for the
-main memory it takes, exports).
+weight. Activations and logits are those of transformers' Llama with sdpa attention and its plain
+loss, measured operation by operation (`tests/test_memory_plan.py` does so again). Left out: what
+`loss_head.py` holds in the place of all logits (a piece of them, and the gradient of the layer in
+fp32), which is less for many tokens and may be more for few; adapters, with which a rank holds far
+less than is counted here; fragmentation, for which a device is not filled to the brim; and what a
+run does once (loading below ZeRO-3 but for the main memory it takes, exports).
 """
 
 from dataclasses import dataclass
