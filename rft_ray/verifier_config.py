@@ -76,4 +76,6 @@ class VerifierConfig(Section):
             raise ValueError("best_of and accept_at need rewards: style reward, or a function")
         if self.majority is not None and not self.grades_answers:
             raise ValueError("majority needs a style that grades answers: gsm8k or math")
+        if self.leniencies != LenienciesConfig() and not self.grades_answers:
+            raise ValueError("leniencies need a style that grades answers: gsm8k or math")
         return self

@@ -92,6 +92,8 @@ def test_what_only_a_leniency_accepts_is_counted() -> None:
         {"best_of": 2},
         {"accept_at": 0.5},
         {"style": "reward", "majority": 0.5},
+        {"style": "reward", "leniencies": {"units": True}},
+        {"function": "a:b", "leniencies": {"percent": True}},
         {"style": "math", "compat": "paper"},
         {"function": "a:b", "compat": "paper"},
         {"leniencies": {"spelling": True}},
