@@ -49,15 +49,18 @@ def select_group(
 def choose(rollouts: list[Rollout], problem_id: str, config: SelectionConfig) -> list[int]:
     """The positions of the accepted rollouts that are kept, in the rule's order of preference."""
     policies = [rollout.policy for rollout in rollouts]
-    positions = _by_rule(rollouts, problem_id, config)
+    most = _most(rollouts, config)
+    positions = _by_rule(rollouts, problem_id, config, most)
     if config.cap_per_policy is not None:
         positions = rules.within_share(positions, policies, config.cap_per_policy)
     if config.balance_policies:
         positions = rules.in_turn(positions, policies)
-    return positions[: _most(rollouts, config)]
+    return positions[:most]
 
 
-def _by_rule(rollouts: list[Rollout], problem_id: str, config: SelectionConfig) -> list[int]:
+def _by_rule(
+    rollouts: list[Rollout], problem_id: str, config: SelectionConfig, most: int | None
+) -> list[int]:
     texts = [rollout.completion for rollout in rollouts]
     match config.rule:
         case "paper" | "equation_set" | "equations":
@@ -73,7 +76,9 @@ def _by_rule(rollouts: list[Rollout], problem_id: str, config: SelectionConfig) 
         case "reward":
             return rules.best_reward_first(rollouts)
         case "max_min":
-            return rules.furthest_first(texts, _most(rollouts, config) or 0)
+            if most is None or config.cap_per_policy is not None or config.balance_policies:
+                most = len(texts)  # policies may need what comes later in the order
+            return rules.furthest_first(texts, most)
     return list(range(len(texts)))
 
 

@@ -11,6 +11,8 @@ import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 
+from rapidfuzz.distance.Levenshtein import distance
+
 from rft_ray.types import Rollout
 
 
@@ -62,8 +64,6 @@ def furthest_first(texts: Sequence[str], most: int) -> list[int]:
     Distances are character Levenshtein (Gonzalez 1985, greedy k-centre: at least half of the best
     possible smallest distance).
     """
-    from rapidfuzz.distance.Levenshtein import distance
-
     chosen = list(range(min(1, most, len(texts))))
     nearest = [math.inf] * len(texts)
     while chosen and len(chosen) < most:

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from rapidfuzz.distance.Levenshtein import distance
 
 from rft_ray.config_sections import SelectionConfig
+from rft_ray.select_options import RULES
 from rft_ray.selection import select_group
 from rft_ray.selection_rules import furthest_first, in_turn, random_order, within_share
 from rft_ray.types import Group, Problem, Rollout
 
-RULES = ["paper", "none", "text", "equation_set", "equations", "random", "shortest", "longest",
-         "reward", "max_min"]  # fmt: skip
 ROLLOUTS = [
     Rollout("a", "<<1+2=3>> <<3*2=6>>", verdict="correct", reward=0.5),
     Rollout("a", "<<3*2=6>> <<1+2=3>> in all", verdict="correct", reward=1.0),
@@ -49,6 +48,17 @@ def kept(**options: object) -> list[int]:
 )
 def test_a_rule_keeps_what_it_prefers(options: dict[str, object], expected: list[int]) -> None:
     assert kept(**options) == expected
+
+
+@pytest.mark.parametrize("options", [{"balance_policies": True}, {"cap_per_policy": 1}])
+def test_caps_per_policy_go_on_to_texts_that_are_less_far(options: dict[str, object]) -> None:
+    rollouts = [
+        Rollout(policy, text, verdict="correct")
+        for policy, text in [("a", "x"), ("a", "x" * 9), ("b", "xx")]
+    ]
+    config = SelectionConfig(rule="max_min", cap=2, **options)
+    group = select_group(Group(Problem("p", "", ""), rollouts), config)
+    assert [rollout.selected for rollout in group.rollouts] == [True, False, True]
 
 
 @pytest.mark.parametrize(
