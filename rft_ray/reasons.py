@@ -116,6 +116,9 @@ def _why_rejected(rollout: Rollout, answer: str) -> str:
     match rollout.verdict:
         case "correct":
             return REFUSED
+        case "wrong" if rollout.reward:
+            # a function's or a model's, too low or beaten: the answer may well be the gold one
+            return f"wrong: reward {rollout.reward:g}"
         case "wrong":
             final = final_answer(rollout.completion)
             found = f"final answer {_short(final)}, " if final else ""

@@ -62,6 +62,7 @@ def test_a_rule_that_keeps_all_says_so() -> None:
         ("x", {"verdict": "unparsable", "finish_reason": "length"}, "cut off by the token limit"),
         ("#### 17\n", {"verdict": "wrong"}, "wrong: final answer 17, expected 18"),
         (r"\boxed{17}", {"verdict": "wrong"}, "wrong: final answer 17, expected 18"),
+        ("#### 18", {"verdict": "wrong", "reward": 0.25}, "wrong: reward 0.25"),
         ("<<1+1=2>><<2+2=5>>", {"verdict": "miscalculated"}, "miscalculated: <<2+2=5>>"),
         ("<<1+1=2>>", {"verdict": "miscalculated"}, "miscalculated"),
         ("18", {"verdict": "unparsable"}, "unparsable: no final answer"),
