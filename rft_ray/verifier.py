@@ -88,18 +88,13 @@ class Verifier:
         self.notes.update(judgement.note for judgement in judgements if judgement.note)
         return judgements
 
-    def verify_group(self, group: Group) -> Group:
-        """The group with `verdict` and `reward` filled in."""
-        return self.verify_groups([group])[0]
-
     def verify_groups(self, groups: Sequence[Group]) -> list[Group]:
-        """Several groups at once, which keeps several workers busy where groups are small.
+        """The groups with `verdict` and `reward` filled in; small ones together keep workers busy.
 
         A rollout that a readability filter refuses stays `correct` with a reward of 0, which is
         not accepted.
         """
         answers = self._answers(groups)
-        asked = [answer is not None for answer in answers]
         pairs = [
             (rollout.completion, self._gold(rollout, answer))
             for group, answer in zip(groups, answers, strict=True)
@@ -108,8 +103,8 @@ class Verifier:
         ]
         judgements = iter(self.judge(pairs))
         graded = [
-            _judged(group, judgements if is_asked else None)
-            for group, is_asked in zip(groups, asked, strict=True)
+            _judged(group, None if answer is None else judgements)
+            for group, answer in zip(groups, answers, strict=True)
         ]
         best_of = self._config.best_of
         return graded if best_of is None else [keep_best(group, best_of) for group in graded]

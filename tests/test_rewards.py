@@ -22,7 +22,7 @@ def make_group(
 def verdicts_and_rewards(group: Group, **options: object) -> list[tuple[str | None, float | None]]:
     """What a verifier with these options makes of a group."""
     with Verifier(VerifierConfig(**options)) as verifier:
-        return [(r.verdict, r.reward) for r in verifier.verify_group(group).rollouts]
+        return [(r.verdict, r.reward) for r in verifier.verify_groups([group])[0].rollouts]
 
 
 def test_a_function_gives_verdicts_or_rewards() -> None:
@@ -70,18 +70,18 @@ def test_a_filter_refuses_what_stays_right_and_counts_it() -> None:
     loop = "and so on and so on and so on " * 20
     group = make_group(["#### 4", f"{loop}#### 4", f"{loop}#### 5"])
     with Verifier(VerifierConfig(filters=["repetition"])) as verifier:
-        graded = verifier.verify_group(group)
+        (graded,) = verifier.verify_groups([group])
         assert [r.verdict for r in graded.rollouts] == ["correct", "correct", "wrong"]
         assert graded.accepted == [graded.rollouts[0]]
         assert verifier.notes == {"repetition": 1}
-        verifier.verify_group(group)
+        verifier.verify_groups([group])
         assert verifier.notes == {"repetition": 2}
 
 
 def test_what_only_a_leniency_accepts_is_counted() -> None:
     group = make_group(["#### 4", "#### 4 eggs", "#### 4%", "#### 5"])
     with Verifier(VerifierConfig(leniencies={"units": True})) as verifier:
-        verdicts = [r.verdict for r in verifier.verify_group(group).rollouts]
+        verdicts = [r.verdict for r in verifier.verify_groups([group])[0].rollouts]
         assert verdicts == ["correct", "correct", "unparsable", "wrong"]
         assert verifier.notes == {"lenient": 1}
 

@@ -65,7 +65,7 @@ def test_a_completion_beyond_max_chars_is_not_looked_at() -> None:
 
 def test_groups_get_verdicts_and_rewards(gsm8k: Verifier) -> None:
     rollouts = [Rollout("a", "#### 4", sample=3), Rollout("b", "#### 5"), Rollout("a", "4")]
-    group = gsm8k.verify_group(Group(Problem("p", "2+2?", "4"), rollouts))
+    (group,) = gsm8k.verify_groups([Group(Problem("p", "2+2?", "4"), rollouts)])
     assert [r.verdict for r in group.rollouts] == ["correct", "wrong", "unparsable"]
     assert [r.reward for r in group.rollouts] == [1.0, 0.0, 0.0]
     assert group.rollouts[0].sample == 3
