@@ -14,7 +14,7 @@ from fractions import Fraction
 from rft_ray.arithmetic import is_calculation_right, is_equation_right
 from rft_ray.leniencies import Leniencies
 from rft_ray.plain_numbers import STRICT, parse_number
-from rft_ray.stated_answers import StatedAnswer, find_stated_answers
+from rft_ray.stated_answers import find_stated_answers
 from rft_ray.text_equations import find_text_equations, is_text_equation_right
 from rft_ray.types import Verdict
 
@@ -88,14 +88,6 @@ def final_number(completion: str, leniencies: Leniencies = STRICT) -> Fraction |
     be the same.
     """
     finals = find_stated_answers(completion)
-    if not finals:
-        return None
-    if len(finals) == 1:
-        return parse_number(finals[0].text, leniencies, finals[0].form)
-    return _agreed(finals, leniencies)
-
-
-def _agreed(finals: list[StatedAnswer], leniencies: Leniencies) -> Fraction | int | None:
     agreed: Fraction | int | None = None
     for final in finals:
         value = parse_number(final.text, leniencies, final.form)

@@ -62,7 +62,7 @@ def is_repetitive(text: str) -> bool:
     count = len(words) - size + 1
     if count < 2:
         return False
-    windows = Counter(hash(tuple(words[start : start + size])) for start in range(count))
+    windows = {hash(tuple(words[start : start + size])) for start in range(count)}
     return count - len(windows) > MAX_REPEATED_SHARE * count
 
 
