@@ -41,12 +41,12 @@ def main() -> None:
             continue
         ours = grade_ours(rows, arguments.style or DATASETS[name][0])
         theirs = rival.grade([(row.completion, row.answer) for row in rows])
-        for verifier, verdicts in (("rft_ray", ours), (f"math-verify {rival.version}", theirs)):
-            counts = compare(rows, verdicts)
+        own, other = compare(rows, ours), compare(rows, theirs)
+        for verifier, counts in (("rft_ray", own), (f"math-verify {rival.version}", other)):
             print(f"{name:20} {verifier:18} {len(rows):6d}", end="")
             print("".join(f"{counts[column]:16d}" for column in COLUMNS))
         list_disagreements(rows, ours)
-        results += result_rows(name, compare(rows, ours), compare(rows, theirs))
+        results += result_rows(name, own, other)
     rival.close()
     finish(__file__, results, rival_versions={"math-verify": rival.version})
 
@@ -58,7 +58,7 @@ def grade_ours(rows: list[LabelledPair], style: str) -> list[str]:
 
     config = VerifierConfig(style=style, check_calculations=False)
     with Verifier(config) as verifier:
-        return list(verifier.grade([(row.completion, row.answer) for row in rows]))
+        return verifier.grade([(row.completion, row.answer) for row in rows])
 
 
 def compare(rows: list[LabelledPair], verdicts: list[str]) -> Counter[str]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from labelled_pairs import DATASETS, LabelledPair, read_pairs
+from labelled_pairs import LabelledPair, read_pairs
 from math_verify_rival import MathVerify, process_cpu_seconds
 
 GOALS = {"gsm8k": 50.0, "math": 3.0}
@@ -37,7 +37,7 @@ def main() -> None:
     rival = MathVerify()
     results = []
     for style in arguments.styles:
-        results += compare(style, load_rows(style), rival, repeats)
+        results.append(compare(style, load_rows(style), rival, repeats))
     rival.close()
     if "gsm8k" in arguments.styles:
         results += context_rows(load_rows("gsm8k"), repeats)
@@ -49,9 +49,7 @@ def main() -> None:
 def load_rows(style: str) -> list[LabelledPair]:
     """The labelled pairs of a style, distinct, or generated ones."""
     names = MATH_DATA if style == "math" else ("gsm8k",)
-    rows = [row for name in names if name in DATASETS for row in read_pairs(name)]
-    if not rows:
-        rows = generated_rows(style)
+    rows = [row for name in names for row in read_pairs(name)] or generated_rows(style)
     return list({(row.completion, row.answer): row for row in rows}.values())
 
 
@@ -71,7 +69,7 @@ def generated_rows(style: str) -> list[LabelledPair]:
 
 def compare(
     style: str, rows: list[LabelledPair], rival: MathVerify, repeats: int
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """The row with the goal: rates and errors of both sides on the same pairs."""
     pairs = [(row.completion, row.answer) for row in rows]
     labels = [row.is_right for row in rows]
@@ -93,7 +91,7 @@ def compare(
     row = result_row(style, mine, "math-verify", his, GOALS[style])
     for name, found in (("ours", verdicts), ("rival", rival_verdicts)):
         row[f"{name}_precision"], row[f"{name}_recall"] = precision_and_recall(found, labels)
-    return [row]
+    return row
 
 
 def measure_ours(
