@@ -1,12 +1,14 @@
 """The paper's rule equals its literal form; what it chooses has the properties the method needs."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.selection import literal_algorithm
 from rft_ray.edit_distance import KeptTexts
 from rft_ray.equations import path_key
 from rft_ray.paper_rule import FewTexts, choose_by_paper, choose_with, open_kept
@@ -27,24 +29,7 @@ def levenshtein(a: str, b: str) -> int:
     return row[-1]
 
 
-def literal_algorithm(texts: list[str]) -> list[str]:
-    """Algorithm 1 as published: every sum from scratch."""
-    kept: list[str] = []
-    keys: list[str] = []
-    for text in texts:
-        key = path_key(text)
-        if key not in keys:
-            kept.append(text)
-            keys.append(key)
-            continue
-        slot = keys.index(key)
-        others = [other for other in kept if other != kept[slot]]
-        candidate = sum(levenshtein(text, other) for other in others)
-        if candidate > sum(levenshtein(kept[slot], other) for other in others):
-            kept[slot] = text
-    return kept
-
-
+literal_choice = partial(literal_algorithm, distance=levenshtein)
 texts = st.builds(
     "{}<<{}>>{}".format,
     st.text("abc ", max_size=6),
@@ -62,7 +47,7 @@ def as_group(completions: list[str], **fields: object) -> Group:
 @given(st.lists(texts, max_size=14))
 def test_the_choice_is_that_of_the_published_algorithm(completions: list[str]) -> None:
     positions = choose_by_paper(completions)
-    assert [completions[position] for position in positions] == literal_algorithm(completions)
+    assert [completions[position] for position in positions] == literal_choice(completions)
 
 
 @settings(deadline=None)
@@ -139,7 +124,7 @@ def test_many_rollouts_are_chosen_as_few_are(completions: list[str]) -> None:
     path_of = {text: path_key(text) for text in completions}
     chosen = choose_with(completions, path_of, lanes)
     assert chosen == choose_with(completions, path_of, few) == choose_by_paper(completions)
-    assert [completions[position] for position in chosen] == literal_algorithm(completions)
+    assert [completions[position] for position in chosen] == literal_choice(completions)
 
 
 def test_a_large_group_uses_the_compiled_distances() -> None:
@@ -220,6 +205,6 @@ def test_published_solutions_are_chosen_as_by_the_published_algorithm() -> None:
         keys = [path_key(text) for text in completions]
         if 1 < len(set(keys)) < len(keys) and compared < 12:
             selected = select_group(as_group(completions)).selected
-            assert {r.completion for r in selected} == set(literal_algorithm(completions))
+            assert {r.completion for r in selected} == set(literal_choice(completions))
             compared += 1
     assert compared == 12
