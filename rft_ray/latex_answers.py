@@ -83,7 +83,11 @@ class AnswerParser(ExpressionParser):
         return Listing(tuple(items), joint)
 
     def items(self) -> list[Answer]:
-        found = [self.relation()]
+        return self.items_after(self.relation())
+
+    def items_after(self, first: Answer) -> list[Answer]:
+        """The items of which the first was read."""
+        found = [first]
         while self.take(",") or self.take(";"):
             found.append(self.relation())
             if len(found) > MAX_ITEMS:
@@ -92,20 +96,20 @@ class AnswerParser(ExpressionParser):
 
     def bracketed(self, opener: str) -> Answer:
         """Also a set by its condition: {x | x > 0} is the condition."""
-        if opener != r"\{":
+        if opener != r"\{" or self.next.text == r"\}":
             return super().bracketed(opener)
-        start, in_set, self.in_set = self.at, self.in_set, True
-        self.bars += 1
-        first = None if self.next.text == r"\}" else self.relation()
-        self.bars -= 1
-        if first is not None and (self.take("mid") or self.take("|") or self.take(":")):
+        in_set, bars = self.in_set, self.bars
+        self.in_set, self.bars = True, bars + 1
+        first = self.relation()
+        self.bars = bars
+        if self.take("mid") or self.take("|") or self.take(":"):
             self.in_set = False
             found = self.listing()
             self.expect(r"\}")
         else:
-            self.at = start
-            found = super().bracketed(opener)
-        self.in_set = in_set
+            self.bars = 0
+            found = self.closed(opener, self.items_after(first))
+        self.in_set, self.bars = in_set, bars
         return found
 
     def relation(self) -> Answer:
@@ -117,7 +121,7 @@ class AnswerParser(ExpressionParser):
         return Relation(tuple(sides), tuple(operators)) if operators else sides[0]
 
     def joined(self) -> Answer:
-        found = self.measured()
+        found, depth = self.measured(), self.depth
         while self.next.kind == "command" and self.next.text in JOINED:
             operator = self.next.text
             self.at += 1
@@ -125,7 +129,9 @@ class AnswerParser(ExpressionParser):
             if isinstance(found, Joined) and found.operator == operator == "cup":
                 found = Joined("cup", (*found.parts, part))
             else:
+                self.deepen()
                 found = Joined(operator, (found, part))
+        self.depth = depth
         return found
 
     def measured(self) -> Answer:

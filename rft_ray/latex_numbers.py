@@ -3,11 +3,11 @@ r"""Numbers as answers write them: decimals, mixed numbers, repeating decimals, 
 from fractions import Fraction
 
 from rft_ray.latex_tokens import Token
-from rft_ray.latex_tree import Apply, Expression, LatexError, Number
+from rft_ray.latex_tree import Apply, Expression, LatexError, Number, quotient
 from rft_ray.latex_words import NUMBER_WORDS
 
 MAX_DIGITS = 1_000
-MAX_BASE = 36
+MAX_DEPTH = 40
 END = Token("end", "")
 
 
@@ -19,6 +19,8 @@ class TokenReader:
         self.at = 0
         self.depth = 0
         self.bars = 0
+        # The fraction behind a whole number that turned out to be a factor: place, end and value.
+        self.fraction_ahead: tuple[int, int, Expression] | None = None
 
     @property
     def next(self) -> Token:
@@ -38,6 +40,12 @@ class TokenReader:
     def expect(self, text: str) -> None:
         if not self.take(text):
             raise LatexError(f"expected {text!r} before {self.next.text!r}")
+
+    def deepen(self) -> None:
+        """One level more, in the recursion or in the tree: both are followed recursively later."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise LatexError(f"nested deeper than {MAX_DEPTH}")
 
 
 class NumberParser(TokenReader):
@@ -86,8 +94,11 @@ class NumberParser(TokenReader):
         return base
 
     def mixed_part(self) -> Fraction | None:
-        r"""The proper fraction behind a whole number: 1\frac{4}{5} or 1 4/5; None without one."""
-        start, tokens = self.at, list(self.tokens[self.at : self.at + 3])
+        r"""The proper fraction behind a whole number: 1\frac{4}{5} or 1 4/5; None without one.
+
+        2\frac{x}{3} is read once and kept for `command`: read again, nested ones double the work.
+        """
+        start, tokens = self.at, self.tokens[self.at : self.at + 3]
         if self.take("frac"):
             top, bottom = self.argument(by_digit=True), self.argument(by_digit=True)
         elif self._is_plain_fraction(tokens):
@@ -97,8 +108,8 @@ class NumberParser(TokenReader):
             return None
         whole = isinstance(top, Number) and isinstance(bottom, Number)
         if not whole or top.value.denominator != 1 or bottom.value.denominator != 1:
+            self.fraction_ahead = start, self.at, quotient(top, bottom)
             self.at = start
-            self.tokens[start : start + 3] = tokens
             return None
         if not 0 < top.value < bottom.value:
             raise LatexError("a mixed number without a proper fraction")

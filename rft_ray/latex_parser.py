@@ -29,7 +29,6 @@ from rft_ray.latex_tree import (
 )
 from rft_ray.latex_words import names
 
-MAX_DEPTH = 40
 MAX_MATRIX_CELLS = 100
 
 TRIGONOMETRIC = names("sin cos tan cot sec csc sinh cosh tanh")
@@ -57,9 +56,7 @@ class ExpressionParser(NumberParser):
         raise NotImplementedError
 
     def additive(self) -> Answer:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise LatexError(f"nested deeper than {MAX_DEPTH}")
+        self.deepen()
         terms = [self.signed_term()]
         while self.next.text in ("+", "-", "pm", "mp") and self.next.kind != "word":
             terms[0] = as_expression(terms[0])
@@ -81,15 +78,17 @@ class ExpressionParser(NumberParser):
         return negated(term) if sign == "-" else Apply(sign, (term,))
 
     def term(self) -> Answer:
-        value = self.power()
+        value, depth = self.power(), self.depth
         while True:
             if self.take("*"):
                 value = _times(as_expression(value), as_expression(self.signed_factor()))
             elif self.take("/"):
+                self.deepen()
                 value = quotient(as_expression(value), as_expression(self.signed_factor()))
             elif self.starts_factor():
                 value = _times(as_expression(value), as_expression(self.power()))
             else:
+                self.depth = depth
                 return value
 
     def signed_factor(self) -> Answer:
@@ -116,7 +115,7 @@ class ExpressionParser(NumberParser):
 
     def power(self) -> Answer:
         """A primary with what stands behind it: powers, factorials, percent and degree signs."""
-        base = self.primary()
+        base, depth = self.primary(), self.depth
         while True:
             if self.take("^"):
                 base = self.raised(as_expression(base))
@@ -128,7 +127,9 @@ class ExpressionParser(NumberParser):
                     raise LatexError("double factorial")
                 base = Apply("factorial", (as_expression(base),))
             else:
+                self.depth = depth
                 return base
+            self.deepen()
 
     def raised(self, base: Expression) -> Expression:
         """base ^ what follows; a raised circle is the degree sign."""
@@ -141,12 +142,15 @@ class ExpressionParser(NumberParser):
         return Power(base, self.exponent())
 
     def exponent(self) -> Expression:
+        self.deepen()
         if self.take("-"):
-            return negated(self.exponent())
-        exponent = as_expression(self.group() if self.next.text == "{" else self.primary())
-        if self.take("^"):
-            return Power(exponent, self.exponent())
-        return exponent
+            found = negated(self.exponent())
+        else:
+            found = as_expression(self.group() if self.next.text == "{" else self.primary())
+            if self.take("^"):
+                found = Power(found, self.exponent())
+        self.depth -= 1
+        return found
 
     def take_group(self, name: str) -> bool:
         """Step over {\\name} if it follows."""
@@ -175,9 +179,7 @@ class ExpressionParser(NumberParser):
         return as_expression(self.primary())
 
     def primary(self) -> Answer:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise LatexError(f"nested deeper than {MAX_DEPTH}")
+        self.deepen()
         token = self.next
         self.at += 1
         match token.kind:
@@ -234,6 +236,9 @@ class ExpressionParser(NumberParser):
         if name in ACCENTS:
             return self.accented(name)
         match name:
+            case "frac" if self.fraction_ahead and self.fraction_ahead[0] == self.at - 1:
+                _, self.at, value = self.fraction_ahead
+                return value
             case "frac":
                 top = self.argument(by_digit=True)
                 return quotient(top, self.argument(by_digit=True))
@@ -300,6 +305,10 @@ class ExpressionParser(NumberParser):
         bars, self.bars = self.bars, 0
         found = [] if self.next.text == OPENING[opener] else self.items()
         self.bars = bars
+        return self.closed(opener, found)
+
+    def closed(self, opener: str, found: list[Answer]) -> Answer:
+        """What stands in brackets, whose closing one is next; a group is its content."""
         closer = self.next.text
         if closer not in (")", "]", r"\}", r"\rangle") or self.next.kind != "operator":
             raise LatexError(f"unclosed {opener!r}")
@@ -321,7 +330,7 @@ class ExpressionParser(NumberParser):
         if name not in MATRICES:
             raise LatexError(f"unknown environment {edge}")
         if name == "array" and self.next.text == "{":
-            self.subscript_group()
+            self.subscript()  # the columns, such as {cc}
         rows: list[tuple[Expression, ...]] = []
         while self.next.text != f"end {name}":
             rows.append(self.row())
@@ -332,9 +341,6 @@ class ExpressionParser(NumberParser):
             raise LatexError("rows of different lengths")
         found = Matrix(tuple(rows))
         return Apply("det", (found,)) if name == "vmatrix" else found
-
-    def subscript_group(self) -> None:
-        self.subscript()
 
     def row(self) -> tuple[Expression, ...]:
         cells = [as_expression(self.additive())]

@@ -66,6 +66,7 @@ def test_a_number_has_one_value_however_it_is_written(text: str, value: str) -> 
         ("(1,200)", Bracket("(", (number("1"), number("200")), ")")),
         ("(3,000)", number("3000")),
         ("[1,2)", Bracket("[", (number("1"), number("2")), ")")),
+        (r"\{\frac12, 3\}", Bracket("{", (number("1/2"), number("3")), "}")),
         (r"\langle 1, 2 \rangle", Bracket("<", (number("1"), number("2")), ">")),
         (r"5 \text{ square centimeters}", Quantity(number("5"), "centimeter^2")),
         (r"5\mbox{ cm}^2", Quantity(number("5"), "centimeter^2")),
@@ -126,6 +127,12 @@ DEEP = {
     "digits": "1" * 1900,
     "texts": r"\text{" * 300 + "}" * 200,
     "fractions": r"\frac" * 390,
+    "exponents": "x^" + "-" * 900,
+    "divisions": "x/" * 400,
+    "percent signs": "x" + "%" * 900 + "*",
+    "intersections": "A\u2229" * 400,
+    "mixed": r"1\frac{" * 19 + "x" + r"}{2}" * 19 + ",",
+    "sets": r"\{" * 19 + "1" + r"\}" * 19 + ",",
 }
 
 
