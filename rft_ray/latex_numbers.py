@@ -57,9 +57,7 @@ class NumberParser(TokenReader):
 
     def number(self, text: str) -> Expression:
         """A decimal, a mixed number, a number in a base, or a repeating decimal."""
-        if len(text) > MAX_DIGITS:
-            raise LatexError(f"a number of more than {MAX_DIGITS} digits")
-        value = Fraction(text.rstrip("."))
+        value = self.plain_number(text).value
         if self.next.text == "overline" and "." in text:
             return Number(value + self.repeating(text))
         if self.take("_"):
@@ -67,6 +65,12 @@ class NumberParser(TokenReader):
         if text.isdigit() and (part := self.mixed_part()) is not None:
             return Number(value + part)
         return Number(value)
+
+    def plain_number(self, text: str) -> Number:
+        """What the digits of one token say, whatever follows."""
+        if len(text) > MAX_DIGITS:
+            raise LatexError(f"a number of more than {MAX_DIGITS} digits")
+        return Number(Fraction(text.rstrip(".")))
 
     def repeating(self, text: str) -> Fraction:
         self.expect("overline")

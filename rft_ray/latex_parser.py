@@ -146,7 +146,7 @@ class ExpressionParser(NumberParser):
         if self.take("-"):
             found = negated(self.exponent())
         else:
-            found = as_expression(self.group() if self.next.text == "{" else self.primary())
+            found = self.argument()
             if self.take("^"):
                 found = Power(found, self.exponent())
         self.depth -= 1
@@ -169,13 +169,19 @@ class ExpressionParser(NumberParser):
         return found[0] if len(found) == 1 else Listing(tuple(found))
 
     def argument(self, by_digit: bool = False) -> Expression:
-        r"""A command's argument: a group or one primary; \frac takes single digits: \frac12."""
+        r"""A command's argument: a group or one primary; \frac takes single digits: \frac12.
+
+        A number without braces ends where it ends: \log_2\frac18 has no mixed number in it.
+        """
         token = self.next
         if token.text == "{" and token.kind == "operator":
             return as_expression(self.group())
         if by_digit and token.kind == "number" and len(token.text) > 1 and "." not in token.text:
             self.tokens[self.at] = token._replace(text=token.text[1:])
             return Number(Fraction(token.text[0]))
+        if token.kind == "number" and self.peek().text == "frac":
+            self.at += 1
+            return self.plain_number(token.text)
         return as_expression(self.primary())
 
     def primary(self) -> Answer:

@@ -54,6 +54,10 @@ x=\pm3 ~ x=3 \text{ or } x=-3
 e^{i\pi} ~ -1
 \ln 8 ~ 3\ln 2
 \log_2 8 ~ 3
+\log_2\frac18 ~ -3
+\frac12\frac23 ~ 1/3
+x^2\frac12 ~ \frac{x^2}{2}
+2\frac{x}{3}^2 ~ \frac{2x^2}{9}
 2^{n+1} ~ 2 \cdot 2^n
 10^{10^{10}} ~ 100^{5\cdot10^9}
 |3-\pi| ~ \pi-3
