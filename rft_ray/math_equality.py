@@ -40,20 +40,13 @@ from rft_ray.math_matrices import as_matrix
 from rft_ray.math_names import split_name, without_signs
 from rft_ray.math_sets import are_same_sets, as_set, infinite_sign
 from rft_ray.math_values import variables
+from rft_ray.math_verdicts import Truth, all_paired, every
 from rft_ray.math_zero import is_near, same_value
 
 MAX_MATCHED = 30
 VECTOR_BRACKETS = (("(", ")"), ("<", ">"))
 DEGREE = Symbol("degree")
 KINDS = (Relation, Bracket, Joined, Listing)
-Truth = bool | None
-
-
-def every(verdicts: Sequence[Truth]) -> Truth:
-    """All of them: False beats unknown, unknown beats True."""
-    if False in verdicts:
-        return False
-    return None if None in verdicts else True
 
 
 class Comparison:
@@ -264,27 +257,14 @@ class Comparison:
         return every(verdicts)
 
     def matched(self, gold: Sequence[Answer], other: Sequence[Answer]) -> Truth:
-        """Whether the items pair up, in any order; equality is transitive, so greedily."""
+        """Whether the items pair up, in any order; above MAX_MATCHED only in the same order."""
         if len(gold) != len(other):
             return False
         left = [(a, b) for a, b in zip(gold, other, strict=True) if a != b]
         waiting, candidates = [a for a, _ in left], [b for _, b in left]
         if len(waiting) > MAX_MATCHED:
             return self.in_order(waiting, candidates)
-        unknown = False
-        for item in waiting:
-            verdicts = []
-            for candidate in candidates:
-                verdicts.append(self.same(item, candidate))
-                if verdicts[-1]:
-                    break
-            if verdicts[-1:] == [True]:
-                del candidates[len(verdicts) - 1]
-            elif None in verdicts:
-                unknown = True
-            else:
-                return False
-        return None if unknown else True
+        return all_paired(waiting, candidates, self.same)
 
 
 def _measured(node: Answer, beside: Answer) -> tuple[Answer, str]:

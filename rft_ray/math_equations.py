@@ -7,16 +7,17 @@ two equations have the same solutions in another way (x^2 = 4 and |x| = 2) is no
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rft_ray.latex_tree import EXPRESSIONS, Answer, Relation, Sum, negated
 from rft_ray.math_forms import Form, Monomial, Polynomial
 from rft_ray.math_functions import FormBuilder
 from rft_ray.math_limits import Undecided, Undefined
+from rft_ray.math_verdicts import Truth, all_paired, every
 from rft_ray.math_zero import is_zero, sign_of
 
 BACKWARDS = {">": "<", ">=": "<="}
 MAX_LINKS = 20
-Truth = bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +39,9 @@ def same_relations(
     """Whether all links pair up, in any order; `same` compares sides that are no expressions."""
     waiting = [link for relation in gold for link in _links(relation)]
     candidates = [link for relation in other for link in _links(relation)]
-    if len(waiting) != len(candidates) or len(waiting) > MAX_LINKS:
+    if len(waiting) > MAX_LINKS:
         return False
-    unknown = False
-    for link in waiting:
-        verdicts = [_same_link(link, candidate, same) for candidate in candidates]
-        if True in verdicts:
-            del candidates[verdicts.index(True)]
-        elif None in verdicts:
-            unknown = True
-        else:
-            return False
-    return None if unknown else True
+    return all_paired(waiting, candidates, partial(_same_link, same))
 
 
 def _links(relation: Relation) -> list[Link]:
@@ -62,14 +54,13 @@ def _links(relation: Relation) -> list[Link]:
     return links
 
 
-def _same_link(gold: Link, other: Link, same: Callable[[Answer, Answer], Truth]) -> Truth:
+def _same_link(same: Callable[[Answer, Answer], Truth], gold: Link, other: Link) -> Truth:
     if gold.kind != other.kind:
         return False
     if gold == other:
         return True
     if not (gold.is_numeric and other.is_numeric) or gold.kind in ("in", "approx"):
-        sides = [same(gold.left, other.left), same(gold.right, other.right)]
-        return False if False in sides else None if None in sides else True
+        return every([same(gold.left, other.left), same(gold.right, other.right)])
     try:
         return _proportional(gold, other)
     except (Undecided, Undefined):

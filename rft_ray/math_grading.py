@@ -16,6 +16,7 @@ from rft_ray.latex_tree import Answer, LatexError, Listing, Words
 from rft_ray.leniencies import Leniencies
 from rft_ray.math_equality import Comparison
 from rft_ray.math_limits import Undecided, Undefined
+from rft_ray.math_verdicts import every
 from rft_ray.types import Verdict
 
 EXACT = Leniencies()
@@ -51,9 +52,7 @@ def grade_math(completion: str, answer: str, leniencies: Leniencies = EXACT) -> 
 
 def _outcome(verdicts: list[bool | None]) -> bool | None:
     """All final answers must be right, and there must be one."""
-    if False in verdicts:
-        return False
-    return None if None in verdicts or not verdicts else True
+    return every(verdicts) if verdicts else None
 
 
 class _Given:
