@@ -50,12 +50,10 @@ class FinalAnswers:
     """`boxes` are one answer, or several together; every one of `statements` is an answer.
 
     `behind` has for each box what may belong to it: the % of 28}%, the _5 of 204}_5, or "".
-    `is_marked` is False where nothing says that the only statement is the final answer.
     """
 
     boxes: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
-    is_marked: bool = True
     behind: tuple[str, ...] = ()
 
     @property
@@ -77,7 +75,7 @@ def find_final_answers(text: str) -> FinalAnswers:
         texts, behind = zip(*dict.fromkeys(boxes), strict=True) if boxes else ((), ())
         return FinalAnswers(texts, tuple(kept), behind=behind)
     bare = find_unmarked(text)
-    return FinalAnswers((), (bare,) if bare else (), is_marked=False)
+    return FinalAnswers((), (bare,) if bare else ())
 
 
 def find_boxes(text: str) -> tuple[list[tuple[str, str]], int]:

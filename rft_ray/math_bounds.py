@@ -8,7 +8,7 @@ a field of degree D the product of the conjugates of U is a whole number, so U i
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd, log2
+from math import gcd, log2, prod
 
 from rft_ray.latex_tree import Apply, Expression, Number, Power, Product, Sum, Symbol
 from rft_ray.math_functions import PI, FormBuilder
@@ -55,10 +55,7 @@ class _Bound:
 
     @property
     def degree(self) -> int:
-        product = 1
-        for order in self.roots.values():
-            product *= order
-        return product
+        return prod(self.roots.values())
 
     def adjoin(self, root: Expression, order: int) -> None:
         self.roots[root] = order
