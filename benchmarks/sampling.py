@@ -4,10 +4,10 @@
 
 Ours is the whole stage: problems -> Ray Data -> Serve handle -> vLLM -> text -> Parquet on disk.
 The rival is `vllm.LLM.generate` on the same prompts followed by the same batch decoding, nothing
-written. Both use the same model, SamplingParams, engine arguments and core binding, take turns in
-processes of their own, and engine start-up is outside both times; the stream's own start-up is
-inside ours, and its share is printed. Info rows: memory of the driver and of the stage's actors at
-1x and 10x the problems.
+written. Both use the same model, SamplingParams, engine arguments and core binding, and take turns
+in processes of their own. Engine start-up is outside both times; the stream's own start-up is
+inside ours, and its share is printed: what a stream of one problem and one token takes. Info rows:
+memory of the driver and of the stage's actors at 1x and 10x the problems.
 """
 
 import argparse
@@ -34,6 +34,8 @@ ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
 SAMPLING = {"n": 16, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 96}
 SAMPLING["ignore_eos"] = True
 GOAL = 0.95
+WARM_UP = 48
+MEMORY_PROBLEMS = 16
 
 
 def main() -> None:
@@ -41,31 +43,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 4 minutes on 2 cores")
     parser.add_argument("--side", choices=["ours", "bare"], help=argparse.SUPPRESS)
-    parser.add_argument("--problems", type=int, help="problems a repeat")
-    parser.add_argument("--repeats", type=int, help="repeats a side")
+    parser.add_argument("--problems", type=int, help="problems a turn")
+    parser.add_argument("--turns", type=int, help="turns of each side")
+    parser.add_argument("--turn", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    problems = arguments.problems or (192 if arguments.quick else 1200)
-    repeats = arguments.repeats or (2 if arguments.quick else 3)
+    problems = arguments.problems or (96 if arguments.quick else 800)
+    turns = arguments.turns or (1 if arguments.quick else 3)
     if arguments.side:
         side = measure_ours if arguments.side == "ours" else measure_bare
-        print(json.dumps(side(problems, repeats)))
+        print(json.dumps(side(problems, arguments.turn)))
         return
-    bare = run_side("bare", problems, repeats)
-    ours = run_side("ours", problems, repeats)
-    report(ours, bare, problems)
+    # A machine's speed drifts over minutes: sides that take turns share it.
+    sides: dict[str, list[dict[str, Any]]] = {"bare": [], "ours": []}
+    for turn in range(turns):
+        for name, results in sides.items():
+            results.append(run_side(name, problems, turn))
+    report(sides["ours"], sides["bare"], problems)
 
 
-def run_side(side: str, problems: int, repeats: int) -> dict[str, Any]:
-    """One side in a fresh process; its last line of output is the result."""
+def run_side(side: str, problems: int, turn: int) -> dict[str, Any]:
+    """One turn of a side in a fresh process; its last line of output is the result."""
     command = [sys.executable, __file__, "--side", side]
-    command += ["--problems", str(problems), "--repeats", str(repeats)]
+    command += ["--problems", str(problems), "--turn", str(turn)]
     environment = {**os.environ, **ENV, "VLLM_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def make_problems(count: int, seed: int) -> list[Any]:
-    """The same problems for both sides of a repeat."""
+    """The same problems for both sides of a turn."""
     from rft_ray.word_problems import generate_word_problems
 
     return generate_word_problems(count, seed=seed, split="train")
@@ -79,82 +85,89 @@ def make_bench_prompt() -> Any:
     return make_prompt(PromptConfig(), [])
 
 
-def measure_bare(count: int, repeats: int) -> dict[str, Any]:
-    """`LLM.generate`, then text; tokens/s of each repeat after one to warm up."""
+def measure_bare(count: int, turn: int) -> dict[str, Any]:
+    """Tokens/s of `LLM.generate`, then text, after a few problems to warm up."""
     from transformers import AutoTokenizer
-    from vllm import LLM, SamplingParams, TokensPrompt
+    from vllm import LLM
+
+    engine = LLM(model=str(MODEL), **ENGINE)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    generate(engine, tokenizer, make_problems(WARM_UP, -1))
+    return {"tokens_per_s": generate(engine, tokenizer, make_problems(count, turn))}
+
+
+def generate(engine: Any, tokenizer: Any, problems: list[Any]) -> float:
+    """Tokens/s from problems to text."""
+    from vllm import SamplingParams, TokensPrompt
 
     from rft_ray.sampling import request_seed
 
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
     prompt = make_bench_prompt()
-    engine = LLM(model=str(MODEL), **ENGINE)
-    rates = []
-    for repeat in range(repeats + 1):
-        problems = make_problems(count if repeat else 64, repeat)
-        started = time.perf_counter()
-        prompts = [
-            TokensPrompt(prompt_token_ids=prompt.encode(p, tokenizer)) for p in problems
-        ]
-        params = [
-            SamplingParams(**SAMPLING, seed=request_seed(0, 0, "tied", p.id), detokenize=False)
-            for p in problems
-        ]
-        outputs = engine.generate(prompts, params, use_tqdm=False)
-        ids = [completion.token_ids for output in outputs for completion in output.outputs]
-        tokenizer.batch_decode(ids, skip_special_tokens=True)
-        rates.append(sum(map(len, ids)) / (time.perf_counter() - started))
-    return {"tokens_per_s": rates[1:]}
+    started = time.perf_counter()
+    prompts = [TokensPrompt(prompt_token_ids=prompt.encode(p, tokenizer)) for p in problems]
+    params = [
+        SamplingParams(**SAMPLING, seed=request_seed(0, 0, "tied", p.id), detokenize=False)
+        for p in problems
+    ]
+    outputs = engine.generate(prompts, params, use_tqdm=False)
+    ids = [completion.token_ids for output in outputs for completion in output.outputs]
+    tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return sum(map(len, ids)) / (time.perf_counter() - started)
 
 
-def measure_ours(count: int, repeats: int) -> dict[str, Any]:
-    """The sampling stage as a run uses it, files included."""
+def measure_ours(count: int, turn: int) -> dict[str, Any]:
+    """The sampling stage as a run uses it, files included; its start-up and memory."""
     from rft_ray.config import SamplerConfig
-    from rft_ray.deployment import application_name, deployed_samplers
+    from rft_ray.deployment import deployed_samplers
     from rft_ray.ray_session import start_ray, stop_ray
-    from rft_ray.sampling import Policy, SamplingPlan, Weights
 
     start_ray()
     config = SamplerConfig(vllm=ENGINE, env=ENV)
-    rates, waits, memory = [], [], {}
+    megabytes = {}
     with deployed_samplers({"tied": (str(MODEL), config)}, "bench", 1e-3):
-        policy = Policy(
-            name="tied",
-            application=application_name("bench", "tied"),
-            tokenizer=str(MODEL),
-            weights=Weights(str(MODEL), 0),
-            prompt=make_bench_prompt(),
-            sampling=SAMPLING,
-            max_model_len=ENGINE["max_model_len"],
-            max_rollouts_in_flight=512,
-        )
-        plan = SamplingPlan([policy], seed=0, round=0)
-        for repeat in range(repeats + 1):
-            rate, wait = stream(plan, make_problems(count if repeat else 64, repeat))
-            if repeat:
-                rates.append(rate)
-                waits.append(wait)
-        for times in (1, 10):
-            stream(plan, make_problems(32 * times, 99))
-            memory[str(times)] = resident_megabytes()
+        plan = make_plan(SAMPLING)
+        stream(plan, make_problems(WARM_UP, -1))
+        seconds, tokens = stream(plan, make_problems(count, turn))
+        start_up, _ = stream(make_plan({**SAMPLING, "n": 1, "max_tokens": 1}), make_problems(1, -2))
+        if turn == 0:
+            for times in (1, 10):
+                stream(plan, make_problems(MEMORY_PROBLEMS * times, -3))
+                megabytes[str(times)] = resident_megabytes()
     stop_ray()
-    return {"tokens_per_s": rates, "startup_share": waits, "megabytes": memory}
+    share = start_up / seconds
+    return {"tokens_per_s": tokens / seconds, "startup_share": share, "megabytes": megabytes}
 
 
-def stream(plan: Any, problems: list[Any]) -> tuple[float, float]:
-    """Tokens/s of a whole stream, and the share of its time before the first group arrived."""
+def make_plan(sampling: dict[str, Any]) -> Any:
+    """What the stream asks of the one sampler."""
+    from rft_ray.deployment import application_name
+    from rft_ray.sampling import Policy, SamplingPlan, Weights
+
+    policy = Policy(
+        name="tied",
+        application=application_name("bench", "tied"),
+        tokenizer=str(MODEL),
+        weights=Weights(str(MODEL), 0),
+        prompt=make_bench_prompt(),
+        sampling=sampling,
+        max_model_len=ENGINE["max_model_len"],
+        max_rollouts_in_flight=512,
+    )
+    return SamplingPlan([policy], seed=0, round=0)
+
+
+def stream(plan: Any, problems: list[Any]) -> tuple[float, int]:
+    """Seconds and tokens of a whole stream."""
     from rft_ray.stages import sample_groups
 
-    tokens, first = 0, 0.0
+    tokens = 0
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         groups = sample_groups(problems, plan, folder)
         for batch in groups.iter_batches(batch_size=None, batch_format="pyarrow"):
-            first = first or time.perf_counter() - started
             rollouts = batch["rollouts"].combine_chunks().flatten()
             tokens += len(rollouts.field("token_ids").flatten())
-        seconds = time.perf_counter() - started
-    return tokens / seconds, first / seconds
+        return time.perf_counter() - started, tokens
 
 
 def resident_megabytes() -> dict[str, float]:
@@ -172,30 +185,32 @@ def resident_megabytes() -> dict[str, float]:
     return peaks
 
 
-def report(ours: dict[str, Any], bare: dict[str, Any], problems: int) -> None:
+def report(ours: list[dict[str, Any]], bare: list[dict[str, Any]], problems: int) -> None:
     """A small table and, last, the JSON line of the benchmark contract."""
     from rft_ray.benchmark_summary import finish
 
-    mine, theirs = (statistics.median(side["tokens_per_s"]) for side in (ours, bare))
-    spread = [a / b for a in ours["tokens_per_s"] for b in bare["tokens_per_s"]]
-    print(f"{problems} problems x {SAMPLING['n']} rollouts, {len(ours['tokens_per_s'])} repeats")
-    print(f"ours       {mine:10.0f} tokens/s   {[round(x) for x in ours['tokens_per_s']]}")
-    print(f"bare vllm  {theirs:10.0f} tokens/s   {[round(x) for x in bare['tokens_per_s']]}")
-    print(f"ratio      {mine / theirs:10.3f}   from {min(spread):.3f} to {max(spread):.3f}")
-    print(f"time before the first group: {max(ours['startup_share']):.1%} of a repeat")
+    mine = [turn["tokens_per_s"] for turn in ours]
+    theirs = [turn["tokens_per_s"] for turn in bare]
+    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+    ratio = statistics.median(ratios)
+    print(f"{problems} problems x {SAMPLING['n']} rollouts, {len(ours)} turns")
+    print(f"ours       {statistics.median(mine):10.0f} tokens/s   {[round(x) for x in mine]}")
+    print(f"bare vllm  {statistics.median(theirs):10.0f} tokens/s   {[round(x) for x in theirs]}")
+    print(f"ratio      {ratio:10.3f}   from {min(ratios):.3f} to {max(ratios):.3f}")
+    print(f"start-up of a stream: {max(t['startup_share'] for t in ours):.1%} of a turn")
     results: list[dict[str, Any]] = [
         {
             "what": "sampling",
-            "ours": mine,
+            "ours": statistics.median(mine),
             "rival": "bare vllm",
-            "rival_value": theirs,
-            "ratio": mine / theirs,
+            "rival_value": statistics.median(theirs),
+            "ratio": ratio,
             "goal": GOAL,
             "unit": "tokens/s",
         }
     ]
     for process in ("driver", "workers"):
-        small, large = (ours["megabytes"][times][process] for times in ("1", "10"))
+        small, large = (ours[0]["megabytes"][times][process] for times in ("1", "10"))
         print(f"memory of {process}: {small:.0f} MB at 1x, {large:.0f} MB at 10x the problems")
         results.append(
             {

@@ -98,6 +98,8 @@ def _build(
         # Tensor parallelism talks in every layer: its devices are on one node.
         placement_group_config={"bundles": bundles(config), "strategy": "STRICT_PACK"},
         engine_kwargs={
+            # Counted at every step, and read by nobody: the replica has its own (`replica_meter`).
+            "disable_log_stats": True,
             **({} if on_gpu else CPU_ENGINE),
             **config.vllm,
             "tensor_parallel_size": config.tensor_parallel_size,

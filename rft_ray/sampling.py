@@ -8,8 +8,10 @@ light side, which the stream's actors and the evaluation share.
 
 import asyncio
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,7 +169,17 @@ def request_seed(run_seed: int, round: int, policy: str, problem_id: str) -> int
 
 @lru_cache(maxsize=16)
 def load_tokenizer(folder: str) -> Any:
-    """The tokeniser of a model folder, read once a process."""
+    """The tokeniser of a model folder, read once a process.
+
+    AutoTokenizer imports torch, 4 s of CPU for each process of the stream. It is left out where the
+    folder names the plain class, which is what it would give, and what training leaves there.
+    """
+    file = Path(folder) / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if settings.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in settings:
+        from transformers import TokenizersBackend
+
+        return TokenizersBackend.from_pretrained(folder)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)

@@ -1,6 +1,11 @@
 """Requests and their seeds, without engines. Run: pytest tests/test_sampling.py"""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from rft_ray.config import SamplingConfig
 from rft_ray.prompts import Prompt
@@ -9,11 +14,14 @@ from rft_ray.sampling import (
     SampledTokens,
     Weights,
     cut_at_stop,
+    load_tokenizer,
     request_seed,
     sampling_params,
     to_rollouts,
 )
 from rft_ray.types import Rollout
+
+BASES = Path(__file__).parents[1] / "configs/quickstart_base"
 
 
 class Letters:
@@ -37,6 +45,26 @@ def test_flat_tokens_become_rollouts_and_only_stopped_ones_end_with_eos() -> Non
     assert [r.finish_reason for r in rollouts] == ["stop", "length", "stop"]
     assert [r.sample for r in rollouts] == [0, 1, 2]
     assert {(r.policy, r.round, r.policy_version) for r in rollouts} == {("p", 1, 5)}
+
+
+@pytest.mark.parametrize("base", ["tied", "untied"])
+def test_a_tokeniser_read_without_the_generic_loader_is_the_one_that_it_gives(base: str) -> None:
+    from transformers import AutoTokenizer
+
+    folder = str(BASES / base)
+    ours, generic = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert type(ours) is type(generic)
+    assert ours.backend_tokenizer.to_str() == generic.backend_tokenizer.to_str()
+    text = "What is 2+2?\n#### 4<|endoftext|>"
+    assert ours(text) == generic(text)
+
+
+def test_no_process_of_the_stream_imports_torch_for_its_tokeniser() -> None:
+    script = (
+        "import sys; from rft_ray.sampling import load_tokenizer; load_tokenizer(sys.argv[1]);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(BASES / "tied")]).returncode == 0
 
 
 def test_a_seed_depends_on_everything_that_names_the_request_and_on_nothing_else() -> None:
