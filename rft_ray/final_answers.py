@@ -36,6 +36,13 @@ LONE_NUMBER = re.compile(
     r"(?<![\w.,/^])[-+]?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?%?(?![\w/^])"
 )
 MARKUP = re.compile(r"<\|[a-z_]{1,20}\|>[a-z]{0,10}\s*|</?[a-z]{1,12}>")
+THOUGHT_END = "</think>"
+# A bound is no value: "less than 5", "about 5".
+BOUND = re.compile(
+    r"\W{0,3}(?:(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than|"
+    r"above|below|over|under|up to|between|about|around|approximately|roughly|nearly|almost)\b)",
+    re.IGNORECASE,
+)
 RUNNING_WORDS = re.compile(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}")
 HEDGE = re.compile(r"\b(?:or|not|cannot|maybe|perhaps|either|wrong|incorrect)\b|n't", re.IGNORECASE)
 # Two words to begin with: a sentence, not an answer.
@@ -138,12 +145,17 @@ def _hedges(sentence: str) -> bool:
     return sentence.rstrip(" *").endswith("?") or HEDGE.search(sentence) is not None
 
 
+def after_thoughts(text: str) -> str:
+    """What a reasoning model says when it has thought: final answers are not looked for before."""
+    return text.rpartition(THOUGHT_END)[2]
+
+
 def readings(text: str) -> tuple[str, ...]:
     """How a stated answer may be read, best first: as it stands, or what its sentence says.
 
     "The volume of $V$ is 120" -> ("120",);  "by 5 cm" -> ("5",);  "x=5" -> ("x=5",)
     """
-    if not PROSE.match(text) or HEDGE.search(text):
+    if not PROSE.match(text) or HEDGE.search(text) or BOUND.match(text):
         return (text,)
     said = LAST_VERB.split(text)[-1].strip() if LAST_VERB.search(text) else ""
     found = [said] if re.search(r"[0-9\\$]", said) else []

@@ -25,7 +25,7 @@ from rft_ray.latex_tree import (
     Words,
     as_expression,
 )
-from rft_ray.latex_words import FREE_UNITS, NUMBER_WORDS, canonical_unit
+from rft_ray.latex_words import ALL_REALS, FREE_UNITS, NO_SOLUTION, NUMBER_WORDS, canonical_unit
 
 MAX_ITEMS = 200
 INTEGER = re.compile(r"[+-]?[0-9]{1,300}")
@@ -36,6 +36,11 @@ RELATIONS = {op: op for op in ("=", "<", ">", "<=", ">=", "!=", "in", "approx")}
 JOINTS = frozenset((",", ";", "and", "or"))
 MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 JOINED = frozenset(("cup", "cap", "setminus"))
+SETS_IN_WORDS = dict.fromkeys(NO_SOLUTION, Symbol("emptyset"))
+SETS_IN_WORDS |= dict.fromkeys(ALL_REALS, Symbol("set R"))
+DATE = re.compile(r"[0-9]{4}([-/])[0-9]{1,2}\1[0-9]{1,2}|[0-9]{1,2}([-/])[0-9]{1,2}\2[0-9]{4}")
+# Not a product of variables: whose order matters where they are points, people or choices.
+CAPITALS = re.compile(r"[A-Z]{2,}")
 
 
 def parse_answer(text: str) -> Answer:
@@ -48,6 +53,8 @@ def parse_answer(text: str) -> Answer:
         return Number(Fraction(int(text)))
     if based := LETTER_DIGITS.fullmatch(text):
         return _in_base(based[1], int(based[2]))
+    if DATE.fullmatch(text) or CAPITALS.fullmatch(text):
+        return Words(text.lower())
     tokens = tokenize(text)
     if not tokens:
         raise LatexError("empty")
@@ -170,7 +177,7 @@ class AnswerParser(ExpressionParser):
             return Words(choice[1].lower())
         if text.lower() in NUMBER_WORDS:
             return Number(Fraction(NUMBER_WORDS[text.lower()]))
-        return Words(text.lower())
+        return SETS_IN_WORDS.get(text.lower()) or Words(text.lower())
 
     def colons(self, first: Answer) -> Answer:
         """A ratio or a time, where a colon or an a.m. follows."""

@@ -61,14 +61,23 @@ FREE_UNITS = frozenset(
     ("dollar", "euro", "pound sterling", "degree", "unit", "unit^2", "unit^3", "ordinal")
 )
 NO_SOLUTION = frozenset(("no solution", "no solutions", "empty set", "the empty set"))
+ALL_REALS = frozenset(("all real numbers", "all reals", "all real", "the real numbers"))
 PERCENT = names("percent percents percentage pct % percent. pct.")
 HALVES = {half: f"{half[0]}.m." for half in ("am", "a.m.", "a.m", "pm", "p.m.", "p.m")}
 SHORT_WORDS = names("yes no odd per none one two six ten red and or all not")
 NUMERALS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen twenty"
+    "fifteen sixteen seventeen eighteen nineteen"
 )
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 NUMBER_WORDS = {word: value for value, word in enumerate(NUMERALS.split())}
+NUMBER_WORDS |= {
+    f"{ten}{joint}{word}" if one else ten: 10 * tens + one
+    for tens, ten in enumerate(TENS.split(), 2)
+    for one, word in enumerate(NUMERALS.split()[:10])
+    for joint in " -"
+}
+NUMBER_WORDS |= {"one hundred": 100, "a hundred": 100, "hundred": 100}
 POWERS = {"square": 2, "sq": 2, "sq.": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 SHORT_UNITS = names("cm mm km ft kg lb lbs oz ml hr hrs mph usd deg mi yd")
 LONG_WORD = 4

@@ -33,19 +33,20 @@ from rft_ray.latex_tree import (
     Symbol,
     Words,
 )
-from rft_ray.latex_words import FREE_UNITS, NO_SOLUTION, UNITS
+from rft_ray.latex_words import FREE_UNITS, UNITS
 from rft_ray.leniencies import Leniencies
 from rft_ray.math_equations import same_relations
 from rft_ray.math_matrices import as_matrix
 from rft_ray.math_names import split_name, without_signs
 from rft_ray.math_sets import are_same_sets, as_set, infinite_sign
-from rft_ray.math_values import variables
+from rft_ray.math_solutions import same_solutions
+from rft_ray.math_values import children, variables
 from rft_ray.math_verdicts import Truth, all_paired, every
 from rft_ray.math_zero import is_near, same_value
 
 MAX_MATCHED = 30
 VECTOR_BRACKETS = (("(", ")"), ("<", ">"))
-DEGREE = Symbol("degree")
+DEGREE, EMPTY_SET = Symbol("degree"), Symbol("emptyset")
 KINDS = (Relation, Bracket, Joined, Listing)
 
 
@@ -68,6 +69,8 @@ class Comparison:
         if gold == other:
             return True
         gold, other = without_signs(gold), without_signs(other)
+        if (solved := same_solutions(gold, other, self.same)) is not None:
+            return solved[0]
         verdict: Truth = False
         if isinstance(gold, Relation) and isinstance(other, Relation):
             verdict = self.same_relations([gold], [other])
@@ -106,8 +109,6 @@ class Comparison:
             for node in (gold, other)
             if isinstance(node, Words | Symbol)
         ]
-        if "emptyset" in texts:
-            return any(text in NO_SOLUTION for text in texts)
         return len(texts) == 2 and texts[0] == texts[1]
 
     def same_quantities(self, gold: Answer, other: Answer) -> Truth:
@@ -115,24 +116,25 @@ class Comparison:
         if unit == other_unit:
             return self.same(a, b)
         if "" not in (unit, other_unit):
-            return self._degrees_and_radians(a, unit, b, other_unit)
+            is_angle = {unit, other_unit} == {"degree", "radian"}
+            return is_angle and self._same_angles((a, unit), (b, other_unit))
         stated = unit or other_unit
-        if stated == "degree" and isinstance(a, EXPRESSIONS) and isinstance(b, EXPRESSIONS):
-            bare = self.same_expressions(a, b)
-            turned = [Product((x, DEGREE)) if u else x for x, u in ((a, unit), (b, other_unit))]
-            return bare or self.same_expressions(turned[0], turned[1])
+        if stated in ("degree", "radian"):
+            return self._same_angles((a, unit), (b, other_unit))
         if stated in FREE_UNITS or stated.startswith("mod ") or self.leniencies.units:
             return self.same(a, b)
         return False
 
-    def _degrees_and_radians(self, a: Answer, unit: str, b: Answer, other_unit: str) -> Truth:
-        if {unit, other_unit} != {"degree", "radian"}:
-            return False
-        pairs = ((a, unit), (b, other_unit))
-        if not all(isinstance(node, EXPRESSIONS) for node, _ in pairs):
-            return False
-        turned = [Product((x, DEGREE)) if u == "degree" else x for x, u in pairs]  # type: ignore[arg-type]
-        return self.same_expressions(turned[0], turned[1])  # type: ignore[arg-type]
+    def _same_angles(self, *angles: tuple[Answer, str]) -> Truth:
+        """Numbers without a unit are in degrees, or in radians where pi is in them."""
+        values = [value for value, _ in angles]
+        if not all(isinstance(value, EXPRESSIONS) for value in values):
+            return self.same(values[0], values[1])
+        turned = []
+        for value, unit in angles:
+            is_degrees = unit == "degree" or (unit == "" and not _holds_pi(value))
+            turned.append(Product((value, DEGREE)) if is_degrees else value)
+        return self.same_expressions(turned[0], turned[1])
 
     def same_ratios(self, gold: Ratio, other: Ratio) -> Truth:
         if gold.is_time or other.is_time or gold.half or other.half:
@@ -155,6 +157,8 @@ class Comparison:
             return verdict
         if any(isinstance(node, Apply) and node.function == "base" for node in (gold, other)):
             return gold == other
+        if EMPTY_SET in (gold, other):
+            return False  # both would have been equal
         signs = infinite_sign(gold), infinite_sign(other)
         if any(signs):
             return signs[0] == signs[1]
@@ -184,6 +188,8 @@ class Comparison:
         sets = as_set(gold), as_set(other)
         if None not in sets:
             return are_same_sets(sets[0], sets[1], same_value)  # type: ignore[arg-type]
+        if _is_all_against_any(gold, other):
+            return False
         if all(isinstance(item, Relation) for item in gold.items + other.items):
             verdict = self.same_relations(gold.items, other.items)  # type: ignore[arg-type]
             if verdict is not False:
@@ -211,8 +217,8 @@ class Comparison:
         if None not in sets:
             return are_same_sets(sets[0], sets[1], same_value)  # type: ignore[arg-type]
         if isinstance(gold, Joined) and isinstance(other, Joined):
-            is_same = gold.operator == other.operator and self.matched(gold.parts, other.parts)
-            return is_same or None
+            pair = self.in_order if gold.operator == "setminus" else self.matched
+            return (gold.operator == other.operator and pair(gold.parts, other.parts)) or None
         if isinstance(gold, Relation) or isinstance(other, Relation):
             # x^2 < 4 and (-2, 2), or x^2 = 4 and 2, -2: solving is not done here
             return None if isinstance(gold, KINDS) and isinstance(other, KINDS) else False
@@ -278,10 +284,36 @@ def _measured(node: Answer, beside: Answer) -> tuple[Answer, str]:
     return node, ""
 
 
+def _is_all_against_any(gold: Listing, other: Listing) -> bool:
+    """Whether one says "or" and the other "and", of conditions and not of values.
+
+    x=1, x=2 and x=1 or x=2 list the same values; p and q is not p or q, nor x>0, y>0 either of two.
+    """
+    if (gold.joint == "or") == (other.joint == "or"):
+        return False
+    items = gold.items + other.items
+    names = {name for item in items for name in _variables(item)}
+    if any(isinstance(item, Relation) for item in items):
+        return len(names) > 1
+    return "and" in (gold.joint, other.joint) and bool(names)
+
+
+def _variables(node: Answer) -> frozenset[str]:
+    sides = node.sides if isinstance(node, Relation) else (node,)
+    return variables(*(side for side in sides if isinstance(side, EXPRESSIONS)))
+
+
+def _holds_pi(node: Expression) -> bool:
+    return node == Symbol("pi") or any(map(_holds_pi, children(node)))
+
+
 def _only_element(node: Answer) -> Answer:
-    """The element of a set with one."""
-    if isinstance(node, Bracket) and node.left == "{" and len(node.items) == 1:
-        return node.items[0]
+    """The element of a set with one, unless that is a set itself."""
+    match node:
+        case Bracket("{", (Bracket("{") | Symbol("emptyset"),)):
+            return node
+        case Bracket("{", (element,)):
+            return element
     return node
 
 
@@ -295,8 +327,4 @@ def _as_vector(node: Answer) -> tuple[Answer, ...] | None:
 
 
 def _same_variable(gold: Relation, other: Relation) -> bool:
-    names = [
-        variables(*(side for side in relation.sides if isinstance(side, EXPRESSIONS)))
-        for relation in (gold, other)
-    ]
-    return names[0] == names[1]
+    return _variables(gold) == _variables(other)

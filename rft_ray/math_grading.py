@@ -22,10 +22,16 @@ from rft_ray.types import Verdict
 EXACT = Leniencies()
 MAX_BOXES = 20
 TEXT_MARKUP = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|bf)\s?\{([^{}]*)\}")
-# Between two digits or letters, space is what tells 5 6 from 56.
-NEEDLESS_SPACE = re.compile(r"\s+(?![0-9A-Za-z])|(?<![0-9A-Za-z])\s+")
+# Between two digits or letters, space is what tells 5 6 from 56, and behind a comma 1, 234 from 1,234.
+NEEDLESS_SPACE = re.compile(r"\s+(?![0-9A-Za-z])|(?<![0-9A-Za-z,])\s+")
 # The letter of a choice, and what the choice says: (B) 12, B. 12
 CHOICE = re.compile(r"\(([A-J])\)\s*(.*)|([A-J])[.:)]\s+(.+)", re.DOTALL)
+LONE_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Ja-j])\)?\.?")
+# (B) or (C), (B) is false: no choice of one
+NO_CHOICE = re.compile(
+    r"\W*(?:or|and)\b|\s*[,/&;]|.*\([A-J]\)|.*\b[A-J]\s*(?:[.:)]|$)|.*\b(?:not|false|wrong|incorrect)\b",
+    re.DOTALL,
+)
 
 
 def grade_math(completion: str, answer: str, leniencies: Leniencies = EXACT) -> Verdict:
@@ -64,11 +70,19 @@ class _Given:
             try:
                 cleaned = clean(reading)
                 self.text = NEEDLESS_SPACE.sub("", cleaned)
-                self.choice = CHOICE.fullmatch(TEXT_MARKUP.sub(r"\1", cleaned).strip())
+                self.choice = _find_choice(TEXT_MARKUP.sub(r"\1", cleaned).strip())
                 self.tree = tree or parse_answer(reading)
             except LatexError:
                 continue
             break
+
+
+def _find_choice(text: str) -> re.Match[str] | None:
+    """The letter of a choice with what it says, unless that names another choice."""
+    match = CHOICE.fullmatch(text)
+    if match is None or NO_CHOICE.match(match[2] or match[4] or ""):
+        return None
+    return match
 
 
 def _read_gold(answer: str) -> list[_Given]:
@@ -152,5 +166,5 @@ def _split_choice(given: _Given) -> tuple[str, str]:
     match = given.choice
     if match is not None:
         return (match[1] or match[3]).upper(), match[2] or match[4] or ""
-    letter = re.fullmatch(r"\(?([A-Ja-j])\)?\.?", TEXT_MARKUP.sub(r"\1", given.text))
+    letter = LONE_CHOICE.fullmatch(TEXT_MARKUP.sub(r"\1", given.text))
     return (letter[1].upper(), "") if letter else ("", given.text)

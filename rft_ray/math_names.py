@@ -61,7 +61,8 @@ def _name(node: Answer) -> str | None:
         case Words():
             return ANY_NAME
         case Apply(function, arguments) if len(function.rstrip("'")) == 1:
-            return function if all(isinstance(a, Symbol) for a in arguments) else str(node)
+            is_name = all(isinstance(argument, Symbol) for argument in arguments)
+            return function * len(arguments) if is_name else str(node)
         case Product((Symbol(function), Symbol(_))) if function not in CONSTANTS:
             return function
         case Product((Power(Symbol(function), _), Symbol(_))) if function in CALLABLE_LETTERS:
@@ -119,7 +120,7 @@ def without_signs(node: Answer) -> Answer:
 
 def _both(node: Answer) -> list[Answer]:
     upper, lower = _count(node, "pm"), _count(node, "mp")
-    if upper + lower == 0 or upper > 1 or (lower and not upper):
+    if upper + lower == 0 or upper > 1 or (lower > 1 and not upper):
         return [node]
     return [_signed(node, 1), _signed(node, -1)]
 
