@@ -8,7 +8,7 @@ stands before the last box in prose ("so the answer is 5 ... no") does not count
 import re
 from dataclasses import dataclass
 
-from rft_ray.stated_answers import ANSWER_MARK
+from rft_ray.stated_answers import ANSWER_MARK, after_thoughts
 
 MAX_ANSWER_CHARS = 2_000
 MAX_BARE_CHARS = 300
@@ -22,6 +22,9 @@ BARE_BOX = re.compile(r"\\boxed\s{0,3}([^\s{}$\\]{1,50})")
 BOX_SUFFIX = re.compile(
     r"\s{0,3}\$?\s{0,3}(\\?%|percentage\b|percent\b|pct\b)|\s{0,3}(_\{?[0-9]{1,2}\}?)"
 )
+# The sign of a boxed number that stands outside; 7 - \boxed{5} = 2 is a blank that was filled in.
+LEADING_MINUS = re.compile(r"(?:[=$(\[:]|is|\n|\A)\s{0,3}[-\u2212]\s{0,3}\Z")
+MAX_BEFORE_CHARS = 20
 STATEMENT = re.compile(
     r"\banswers?\*{0,2}\s{0,3}(?:is|are|=|:)\*{0,2}\s{0,3}(?:(?:simply|thus|therefore)\b)?:?\s{0,9}",
     re.IGNORECASE,
@@ -36,7 +39,6 @@ LONE_NUMBER = re.compile(
     r"(?<![\w.,/^])[-+]?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?%?(?![\w/^])"
 )
 MARKUP = re.compile(r"<\|[a-z_]{1,20}\|>[a-z]{0,10}\s*|</?[a-z]{1,12}>")
-THOUGHT_END = "</think>"
 # A bound is no value: "less than 5", "about 5".
 BOUND = re.compile(
     r"\W{0,3}(?:(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than|"
@@ -74,6 +76,7 @@ def find_final_answers(text: str) -> FinalAnswers:
 
     "so $x=\boxed{5}$" -> boxes ("5",);  "The answer is 5." -> statements ("5",);  "5" -> the same.
     """
+    text = after_thoughts(text)
     boxes, end = find_boxes(text)
     marked = [part.partition("\n")[0].strip() for part in text.split(ANSWER_MARK)[1:]]
     statements = [*marked[-MAX_STATEMENTS:], *find_statements(text, end)]
@@ -94,6 +97,7 @@ def find_boxes(text: str) -> tuple[list[tuple[str, str]], int]:
         return [], 0
     found: list[tuple[str, str]] = []
     depth, opened, start, end = 0, -1, 0, 0
+    minus = ""
     for match in BOX_PART.finditer(text):
         part = match[0]
         if part == "}":
@@ -104,11 +108,13 @@ def find_boxes(text: str) -> tuple[list[tuple[str, str]], int]:
                     continue  # a blank to fill in, in the problem told again
                 end = match.end()
                 suffix = BOX_SUFFIX.match(text, end)
-                found.append((inside, (suffix[1] or suffix[2]) if suffix else ""))
+                found.append((minus + inside, (suffix[1] or suffix[2]) if suffix else ""))
             depth = max(depth, 0)
         elif part[-1] == "{" and part != r"\{":
             if len(part) > 1 and opened < 0:
                 opened, start = depth, match.end()
+                before = text[max(0, match.start() - MAX_BEFORE_CHARS) : match.start()]
+                minus = "-" if LEADING_MINUS.search(before) else ""
             depth += 1
     if not found and (bare := BARE_BOX.search(text)):
         return [(bare[1], "")], bare.end()
@@ -143,11 +149,6 @@ def find_unmarked(text: str) -> str | None:
 def _hedges(sentence: str) -> bool:
     """Whether it asks, denies or offers a choice, so that a number in it is no answer."""
     return sentence.rstrip(" *").endswith("?") or HEDGE.search(sentence) is not None
-
-
-def after_thoughts(text: str) -> str:
-    """What a reasoning model says when it has thought: final answers are not looked for before."""
-    return text.rpartition(THOUGHT_END)[2]
 
 
 def readings(text: str) -> tuple[str, ...]:

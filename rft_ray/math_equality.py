@@ -132,7 +132,7 @@ class Comparison:
             return self.same(values[0], values[1])
         turned = []
         for value, unit in angles:
-            is_degrees = unit == "degree" or (unit == "" and not _holds_pi(value))
+            is_degrees = unit == "degree" or (unit == "" and not _is_in_radians(value))
             turned.append(Product((value, DEGREE)) if is_degrees else value)
         return self.same_expressions(turned[0], turned[1])
 
@@ -303,8 +303,9 @@ def _variables(node: Answer) -> frozenset[str]:
     return variables(*(side for side in sides if isinstance(side, EXPRESSIONS)))
 
 
-def _holds_pi(node: Expression) -> bool:
-    return node == Symbol("pi") or any(map(_holds_pi, children(node)))
+def _is_in_radians(node: Expression) -> bool:
+    is_arc = isinstance(node, Apply) and node.function.startswith("arc")
+    return is_arc or node == Symbol("pi") or any(map(_is_in_radians, children(node)))
 
 
 def _only_element(node: Answer) -> Answer:

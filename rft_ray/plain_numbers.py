@@ -16,9 +16,11 @@ from rft_ray.stated_answers import Form
 MAX_CHARS = 200
 SIMPLE = re.compile(r"-?[0-9]{1,18}")
 PLAIN_NUMBER = re.compile(
-    r"([+-]?)[$€£¥]?((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:/([0-9]+))?"
+    r"([-+\u2212]?[$€£¥]?|[$€£¥][-\u2212])((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:/([0-9]+)\.?)?"
 )
 LATEX_FRACTION = re.compile(r"([+-]?)\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
+# $18$ dollars, where $18 is no price
+SPOKEN_FORMULA = re.compile(r"\A\$([^$]{1,40})\$(?=\s)")
 LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|mathbf)\s*\{([^{}\\]*)\}")
 WITH_UNITS = re.compile(r"(\S+?)\s*(°|(?:(?:\s|(?<=[0-9]))[A-Za-z][A-Za-z/.²³'-]*){1,4})")
 # what makes another number of the one before it, or another answer
@@ -75,7 +77,7 @@ def parse_plain_number(text: str) -> Fraction | None:
             value /= parse_literal(denominator)
     except (ExpressionError, ZeroDivisionError):
         return None
-    return -value if sign == "-" else value
+    return -value if "-" in sign or "\u2212" in sign else value
 
 
 def _strip_markup(text: str) -> str:
@@ -84,6 +86,7 @@ def _strip_markup(text: str) -> str:
     for opening, closing in (("\\(", "\\)"), ("$", "$")):
         if len(text) > 2 and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)]
+    text = SPOKEN_FORMULA.sub(r"\1 ", text).strip()
     text = text.replace("{,}", ",").replace("\\$", "$")
     text = re.sub(r"\\[,!;: ]|~", "", text) if "\\" in text or "~" in text else text
     return LATEX_TEXT.sub(r" \1", text).strip()

@@ -12,6 +12,7 @@ Form = Literal["mark", "box", "phrase"]
 
 ANSWER_MARK = "####"
 BOX = "\\boxed"
+THOUGHT_END = "</think>"
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 PHRASE = re.compile(r"\bthe (?:final |correct )?answer is\b:?", re.IGNORECASE)
 SENTENCE_END = re.compile(r"\.(?=\s|$)|[\n!?;]")
@@ -32,6 +33,7 @@ def find_stated_answers(completion: str) -> list[StatedAnswer]:
 
     After MAX_ANSWERS of a form an unreadable one ends the list: such a text does not answer.
     """
+    completion = after_thoughts(completion)
     finals: list[StatedAnswer] = []
     if ANSWER_MARK in completion:
         parts = completion.split(ANSWER_MARK, MAX_ANSWERS + 1)[1:]
@@ -44,8 +46,14 @@ def find_stated_answers(completion: str) -> list[StatedAnswer]:
     return finals
 
 
+def after_thoughts(text: str) -> str:
+    """What a reasoning model says when it has thought: final answers are not looked for before."""
+    return text.rpartition(THOUGHT_END)[2]
+
+
 def final_answer(text: str) -> str | None:
     """The last final answer of the strongest form, for showing; None where there is none."""
+    text = after_thoughts(text)
     _, mark, answer = text.rpartition(ANSWER_MARK)
     if mark:
         return answer.strip()
