@@ -7,7 +7,7 @@ prose, or holds what the parser does not know, is a LatexError and never a guess
 import re
 from fractions import Fraction
 
-from rft_ray.latex_parser import ExpressionParser
+from rft_ray.latex_parser import ExpressionParser, is_set
 from rft_ray.latex_tokens import clean, tokenize
 from rft_ray.latex_tree import (
     EXPRESSIONS,
@@ -129,8 +129,8 @@ class AnswerParser(ExpressionParser):
 
     def joined(self) -> Answer:
         found, depth = self.measured(), self.depth
-        while self.next.kind == "command" and self.next.text in JOINED:
-            operator = self.next.text
+        while self.next.text in JOINED or (self.next.text == "-" and is_set(found)):
+            operator = "setminus" if self.next.text == "-" else self.next.text
             self.at += 1
             part = self.measured()
             if isinstance(found, Joined) and found.operator == operator == "cup":

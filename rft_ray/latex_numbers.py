@@ -9,6 +9,7 @@ from rft_ray.latex_words import NUMBER_WORDS
 MAX_DIGITS = 1_000
 MAX_DEPTH = 40
 END = Token("end", "")
+REPEATING = ("overline", "bar", "dot")
 
 
 class TokenReader:
@@ -58,7 +59,7 @@ class NumberParser(TokenReader):
     def number(self, text: str) -> Expression:
         """A decimal, a mixed number, a number in a base, or a repeating decimal."""
         value = self.plain_number(text).value
-        if self.next.text == "overline" and "." in text:
+        if self.next.text in REPEATING and "." in text:
             return Number(value + self.repeating(text))
         if self.take("_"):
             return self.based(text)
@@ -73,11 +74,13 @@ class NumberParser(TokenReader):
         return Number(Fraction(text.rstrip(".")))
 
     def repeating(self, text: str) -> Fraction:
-        self.expect("overline")
+        self.at += 1
         digits = self.argument()
         if not isinstance(digits, Number) or digits.value.denominator != 1 or digits.value < 0:
             raise LatexError("not a repeating decimal")
         length = len(self.tokens[self.at - 2].text)
+        if self.next.text == "dot":
+            raise LatexError("a period between two dots")
         decimals = len(text) - text.index(".") - 1
         return digits.value / (10**length - 1) / 10**decimals
 

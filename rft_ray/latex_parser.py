@@ -59,6 +59,8 @@ class ExpressionParser(NumberParser):
         self.deepen()
         terms = [self.signed_term()]
         while self.next.text in ("+", "-", "pm", "mp") and self.next.kind != "word":
+            if self.next.text == "-" and is_set(terms[0]):
+                break  # \mathbb{R} - \{0\}: what is joined is not an expression
             terms[0] = as_expression(terms[0])
             terms.append(as_expression(self.signed_term()))
         self.depth -= 1
@@ -110,7 +112,7 @@ class ExpressionParser(NumberParser):
             token.text in PREFIX_FUNCTIONS
             or token.text in GREEK
             or token.text in WRAPPERS
-            or token.text in ("frac", "sqrt", "pi", "circ", "infty", "binom", "lfloor", "lceil")
+            or token.text in names("frac sqrt pi circ infty binom lfloor lceil angle")
         )
 
     def power(self) -> Answer:
@@ -165,6 +167,8 @@ class ExpressionParser(NumberParser):
         found = self.items()
         if self.take("choose"):
             found = [Apply("binom", (*map(as_expression, found + self.items()),))]
+        elif self.take("over"):
+            found = [quotient(*map(as_expression, found + self.items()))]
         self.expect("}")
         return found[0] if len(found) == 1 else Listing(tuple(found))
 
@@ -237,6 +241,8 @@ class ExpressionParser(NumberParser):
             return self.named(name)
         if name in PREFIX_FUNCTIONS:
             return self.function(name)
+        if name == "angle":
+            return Symbol(f"angle {self.points()}")
         if name in WRAPPERS:
             return self.group() if self.next.text == "{" else self.primary()
         if name in ACCENTS:
@@ -259,6 +265,16 @@ class ExpressionParser(NumberParser):
             case "mathbb":
                 return Symbol(f"set {self.subscript()}")
         raise LatexError(f"unknown command \\{name}")
+
+    def points(self) -> str:
+        """The letters that follow: of an angle, one or three."""
+        letters = ""
+        while self.next.kind == "letter" and len(letters) < 3:
+            letters += self.next.text
+            self.at += 1
+        if not letters:
+            raise LatexError("an angle of what is no point")
+        return letters
 
     def accented(self, name: str) -> Expression:
         inner = self.argument()
@@ -354,7 +370,16 @@ class ExpressionParser(NumberParser):
             cells.append(as_expression(self.additive()))
         if not self.take(r"\\") and not self.next.text.startswith("end "):
             raise LatexError(f"unexpected {self.next.text!r} in a matrix")
+        if self.next.text == "[" and self.peek(2).text in ("mm", "cm", "pt", "ex", "em"):
+            self.at += 3  # the distance of two rows
+            self.expect("]")
         return tuple(cells)
+
+
+def is_set(node: Answer) -> bool:
+    """Whether a minus behind it takes elements away."""
+    is_named = isinstance(node, Symbol) and node.name.startswith("set ")
+    return is_named or (isinstance(node, Bracket) and node.left == "{")
 
 
 def _times(left: Expression, right: Expression) -> Expression:

@@ -34,13 +34,19 @@ SPELLINGS = str.maketrans(
         "\u2a7d": r"\le ", "\u2a7e": r"\ge ", "\u2260": r"\ne ", "\u2248": r"\approx ",
         "\u2208": r"\in ", "\u222a": r"\cup ", "\u2229": r"\cap ", "\u00b1": r"\pm ",
         "\u2213": r"\mp ", "\u00b0": r"^\circ ", "\u00b9": "^{1}", "\u00b2": "^{2}",
-        "\u00b3": "^{3}", "\u2074": "^{4}", "\u00bd": r"\frac{1}{2}", "\u00bc": r"\frac{1}{4}",
-        "\u00be": r"\frac{3}{4}", "\u03b8": r"\theta ", "\u03b1": r"\alpha ",
+        "\u00b3": "^{3}", "\u2074": "^{4}", "\u03b8": r"\theta ", "\u03b1": r"\alpha ",
         "\u03b2": r"\beta ", "\u03bb": r"\lambda ", "\u211d": r"\mathbb{R}",
         "\u20ac": r"\text{ euros }", "\u00a3": r"\text{ pounds sterling }", "\u2019": "'",
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u201c": '"', "\u201d": '"',
     }
 )  # fmt: skip
+
+VULGAR_FRACTIONS = {
+    "\u00bc": "14", "\u00bd": "12", "\u00be": "34", "\u2150": "17", "\u2151": "19", "\u2153": "13",
+    "\u2154": "23", "\u2155": "15", "\u2156": "25", "\u2157": "35", "\u2158": "45", "\u2159": "16",
+    "\u215a": "56", "\u215b": "18", "\u215c": "38", "\u215d": "58", "\u215e": "78",
+}  # fmt: skip
+SPELLINGS |= {ord(char): rf"\frac{digits}" for char, digits in VULGAR_FRACTIONS.items()}
 
 # Between digits, LaTeX's explicit thousands separators, and a thin space.
 THOUSANDS_MARK = re.compile(
@@ -54,6 +60,8 @@ INVISIBLE = re.compile(
     r"|middle|[Bb]igg?[lrm]?|strut|allowbreak|quad|qquad)(?![A-Za-z])|\\[,;:! ()]|\$|~"
     r"|\\(?:hspace|tag|label)\s*\{[^{}]*\}|[*]{2}(?=[\s:]|$))"
 )
+# 6.02 x 10^{23}
+TIMES_TEN = re.compile(r"(?<=[0-9])\s{0,3}x\s{0,3}(?=10\s?\^)")
 LONE_DOLLAR = re.compile(r"(?<!\\)\$")
 # One full stop ends a sentence; three leave something out.
 TRAILING = re.compile(r"(?:(?<!\.)[.,;:]|[\s*\\])*\Z")
@@ -65,7 +73,7 @@ TEXT_COMMANDS = (
 MASTER = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<scientific>(?:[0-9]*\.[0-9]+e[-+]?|[0-9]+(?-i:E[-+]?|e))[0-9]{1,3}(?![0-9.]))"
-    r"|(?P<number>[0-9]+(?:\.[0-9]+|\.(?=\\overline))?|\.[0-9]+)"
+    r"|(?P<number>[0-9]+(?:\.[0-9]+|\.(?=\\(?:overline|bar|dot)\b))?|\.[0-9]+)"
     rf"|\\(?:{TEXT_COMMANDS})\s*\{{(?P<text>)"
     r"|\\(?P<edge>begin|end)\s*\{(?P<environment>[a-zA-Z]+\*?)\}"
     r"|\\(?P<command>[A-Za-z]+)"
@@ -76,6 +84,7 @@ MASTER = re.compile(
     re.IGNORECASE,
 )
 THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])(?:\.[0-9]+)?")
+ORDINAL = re.compile(r"(?:st|nd|rd|th)(?![A-Za-z])")
 ESCAPES = {r"\%": "%", r"\$": "$", r"\_": "_", r"\&": "and", r"\|": "||"}
 SYNONYMS = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
@@ -90,6 +99,7 @@ SYNONYMS = {
     "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta", "tg": "tan", "ctg": "cot",
     "euro": "euros", "pounds": "pounds",
 }  # fmt: skip
+JOINT = re.compile(r"(,|\b(?:and|or)\b)", re.IGNORECASE)
 OPERATOR_SYNONYMS = names("<= >= < > != * / [ ] | : and or ...")
 
 
@@ -109,7 +119,8 @@ def clean(text: str) -> str:
         text = THOUSANDS_MARK.sub("", text)
     if r"\begin" not in text:
         text = DISPLAY_MARK.sub(" ", text)
-    text = TRAILING.sub("", INVISIBLE.sub(" ", text).strip().strip('"')).strip()
+    text = TRAILING.sub("", INVISIBLE.sub(" ", text).strip().strip('"').lstrip("*")).strip()
+    text = TIMES_TEN.sub(r"\\times ", text)
     return text.replace(" ", "") if SPACED_THOUSANDS.fullmatch(text) else text
 
 
@@ -131,6 +142,9 @@ def tokenize(text: str, nesting: int = 0) -> list[Token]:
             match = _whole_number(text, match, depth)
             position = match.end()
             found = [Token("number", match[0].replace(",", ""))]
+            if ordinal := ORDINAL.match(text, position):
+                position = ordinal.end()
+                found.append(Token("word", ordinal[0]))
         elif match["text"] is not None:
             end = _closing_brace(text, position)
             found = _text_tokens(text[position:end], nesting)
@@ -211,7 +225,11 @@ def _text_tokens(content: str, nesting: int) -> list[Token]:
         return [Token("command", content)]
     if re.search(r"[0-9\\${}=]", content):
         return tokenize(clean(content), nesting + 1)
-    return [Token(*word_token(content))]
+    found: list[Token] = []
+    for part in JOINT.split(content):
+        if part.strip():
+            found.append(Token("operator", ",") if part == "," else Token(*word_token(part)))
+    return found
 
 
 def _closing_brace(text: str, position: int) -> int:

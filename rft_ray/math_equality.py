@@ -36,7 +36,7 @@ from rft_ray.latex_tree import (
 from rft_ray.latex_words import FREE_UNITS, UNITS
 from rft_ray.leniencies import Leniencies
 from rft_ray.math_equations import same_relations
-from rft_ray.math_matrices import as_matrix
+from rft_ray.math_matrices import as_matrix, holds_matrix
 from rft_ray.math_names import split_name, without_signs
 from rft_ray.math_sets import are_same_sets, as_set, infinite_sign
 from rft_ray.math_solutions import same_solutions
@@ -164,7 +164,9 @@ class Comparison:
             return signs[0] == signs[1]
         a, b = as_matrix(gold), as_matrix(other)
         if a is not None or b is not None:
-            return a is not None and b is not None and self.same_matrices(a, b)
+            if a is None or b is None:
+                return None if holds_matrix(gold) and holds_matrix(other) else False
+            return self.same_matrices(a, b)
         verdict = same_value(gold, other)
         return verdict or self._is_near(gold, other) or verdict
 
@@ -295,7 +297,8 @@ def _is_all_against_any(gold: Listing, other: Listing) -> bool:
     names = {name for item in items for name in _variables(item)}
     if any(isinstance(item, Relation) for item in items):
         return len(names) > 1
-    return "and" in (gold.joint, other.joint) and bool(names)
+    is_said = bool(names) or any(isinstance(item, Words) for item in items)
+    return is_said and "and" in (gold.joint, other.joint)
 
 
 def _variables(node: Answer) -> frozenset[str]:

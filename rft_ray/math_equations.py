@@ -70,13 +70,15 @@ def _same_link(same: Callable[[Answer, Answer], Truth], gold: Link, other: Link)
 def _proportional(gold: Link, other: Link) -> Truth:
     builder = FormBuilder()
     a, b = _difference(builder, gold), _difference(builder, other)
+    # y = 1/x is xy = 1 where it has a value, but x^2/x = 0 is not x = 0
+    differ = False if a.bottom == b.bottom else None
     a, b = builder.times(a, Form(b.bottom)), builder.times(b, Form(a.bottom))
     top_a, top_b = _by_variables(a.top), _by_variables(b.top)
     if not top_a or not top_b:
         return None if not top_a and not top_b else False  # identities say nothing
     if set(top_a) != set(top_b):
         kinds = {atom[0] for monomial in (*top_a, *top_b) for atom, _ in monomial}
-        return False if kinds <= {"x"} else None
+        return differ if kinds <= {"x"} else None
     chosen = next(iter(top_a))
     factor_a, factor_b = Form(top_a[chosen]), Form(top_b[chosen])
     crossed = builder.minus(builder.times(a, factor_b), builder.times(b, factor_a))
@@ -84,7 +86,7 @@ def _proportional(gold: Link, other: Link) -> Truth:
     if verdict and gold.kind in ("<", "<="):
         sign = sign_of(builder.times(factor_a, factor_b))
         return sign > 0 if sign else None
-    return verdict
+    return differ if verdict is False else verdict
 
 
 def _difference(builder: FormBuilder, link: Link) -> Form:

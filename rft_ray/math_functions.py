@@ -29,6 +29,7 @@ from rft_ray.math_forms import (
 )
 from rft_ray.math_integers import exact_function, factorize, is_prime
 from rft_ray.math_limits import Undecided, Undefined
+from rft_ray.math_matrices import determinant
 from rft_ray.math_values import has_unknown_function, value_at, variables
 
 I = single(("i",))  # noqa: E741
@@ -174,8 +175,10 @@ class FormBuilder(Algebra):
         return self.times(outside, root)
 
     def apply(self, name: str, arguments: tuple[Expression, ...]) -> Form:
-        if name in ("pm", "mp", "det"):
+        if name in ("pm", "mp"):
             raise Undecided(name)
+        if name == "det":
+            return self.of(determinant(arguments[0]))
         forms = [self.of(argument) for argument in arguments]
         match name:
             case "sin" | "cos" | "tan" | "cot" | "sec" | "csc":

@@ -1,10 +1,14 @@
-"""Sums and products of matrices, worked out to one matrix of expressions."""
+"""Sums, products, powers and determinants of matrices, worked out to expressions."""
 
 from functools import reduce
 
-from rft_ray.latex_tree import Expression, Matrix, Product, Sum
+from rft_ray.latex_tree import Expression, Matrix, Number, Power, Product, Sum, negated
+from rft_ray.math_limits import Undecided, Undefined
+from rft_ray.math_values import children
 
 MAX_CELLS = 400
+MAX_POWER = 10
+MAX_DETERMINANT = 5
 
 
 def as_matrix(node: Expression) -> Matrix | None:
@@ -17,7 +21,36 @@ def as_matrix(node: Expression) -> Matrix | None:
             return None if None in found else reduce(_sum, found)  # type: ignore[arg-type]
         case Product(factors):
             return _product_of(factors)
+        case Power(base, Number(value)) if value.denominator == 1 and 1 <= value <= MAX_POWER:
+            return _product_of((base,) * int(value))
     return None
+
+
+def holds_matrix(node: Expression) -> bool:
+    """Whether a matrix is part of an expression."""
+    return isinstance(node, Matrix) or any(map(holds_matrix, children(node)))
+
+
+def determinant(node: Expression) -> Expression:
+    """The determinant by its first row. Raises Undecided, and Undefined where there is none."""
+    matrix = as_matrix(node)
+    if matrix is None or len(matrix.rows) > MAX_DETERMINANT:
+        raise Undecided("a large determinant, or of no matrix")
+    if len(matrix.rows) != len(matrix.rows[0]):
+        raise Undefined("a determinant of a matrix that is not square")
+    return _expanded(matrix.rows)
+
+
+def _expanded(rows: tuple[tuple[Expression, ...], ...]) -> Expression:
+    first, *below = rows
+    if not below:
+        return first[0]
+    terms = []
+    for column, cell in enumerate(first):
+        minor = tuple(row[:column] + row[column + 1 :] for row in below)
+        term = Product((cell, _expanded(minor)))
+        terms.append(negated(term) if column % 2 else term)
+    return Sum(tuple(terms))
 
 
 def _product_of(factors: tuple[Expression, ...]) -> Matrix | None:

@@ -63,6 +63,8 @@ def _name(node: Answer) -> str | None:
         case Apply(function, arguments) if len(function.rstrip("'")) == 1:
             is_name = all(isinstance(argument, Symbol) for argument in arguments)
             return function * len(arguments) if is_name else str(node)
+        case Product((Symbol(first), Symbol(second))) if (first + second).isupper():
+            return first + second  # a side, or P(A)
         case Product((Symbol(function), Symbol(_))) if function not in CONSTANTS:
             return function
         case Product((Power(Symbol(function), _), Symbol(_))) if function in CALLABLE_LETTERS:
@@ -80,6 +82,8 @@ def _uses(left: Answer, value: Answer) -> bool:
     match left:
         case Symbol(name):
             return name in used
+        case Product((Symbol(first), Symbol(second))) if (first + second).isupper():
+            return bool(used & {first, second})
         case Product((Symbol(function), Symbol(argument))):
             return function in used or argument not in used
     return False

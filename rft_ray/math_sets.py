@@ -133,10 +133,14 @@ def _is_constant(node: Answer) -> bool:
 
 
 def _relations(items: tuple[Answer, ...], joint: str) -> RealSet | None:
-    """Inequalities of one variable: "or" unites, "and" intersects, a comma says neither."""
+    """Inequalities of one variable: "or" unites, "and" intersects, a comma says neither.
+
+    But what x is not, it is not beside all else: x > 2, x != 3.
+    """
     parts = [as_set(item) for item in items]
     names = {name for item in items for name in _names(item)}
-    if joint == "," or len(names) != 1 or None in parts:
+    excepts = any("!=" in item.operators for item in items if isinstance(item, Relation))
+    if (joint == "," and not excepts) or len(names) != 1 or None in parts:
         return None
     return _joined("cup" if joint == "or" else "cap", parts)
 
@@ -163,7 +167,12 @@ def _chain(sides: tuple[Answer, ...], operators: tuple[str, ...]) -> RealSet | N
 
 
 def _half_line(left: Expression, operator: str, right: Expression, name: str) -> RealSet | None:
-    """Where `left operator right` holds, if it is linear in the variable."""
+    """Where `left operator right` holds, if it is linear in the variable, or in |linear|."""
+    match left, right:
+        case Apply("abs", (inside,)), _ if operator in "<=>=" and not variables(right):
+            return _within(inside, operator, right, name)
+        case _, Apply("abs") if not variables(left):
+            return _half_line(right, FLIPPED[operator], left, name)
     if left == Symbol(name) and not variables(right):
         return _ray(operator, right)
     if right == Symbol(name) and not variables(left):
@@ -178,6 +187,17 @@ def _half_line(left: Expression, operator: str, right: Expression, name: str) ->
         return None
     bound = quotient(negated(at_zero), slope)
     return _ray(operator if slope_value > 0 else FLIPPED[operator], bound)
+
+
+def _within(inside: Expression, operator: str, bound: Expression, name: str) -> RealSet | None:
+    """|inside| < bound is inside < bound and inside > -bound; for > it is one of the two."""
+    if operator == "=":
+        return None
+    parts = [
+        _half_line(inside, operator, bound, name),
+        _half_line(inside, FLIPPED[operator], negated(bound), name),
+    ]
+    return _joined("cap" if operator in ("<", "<=") else "cup", parts)
 
 
 def _ray(operator: str, bound: Expression) -> RealSet | None:
