@@ -30,9 +30,7 @@ NUMBER = re.compile(r"([0-9]*)\.?([0-9]*)(?:[eE]([+-]?[0-9]{1,2}))?")
 THOUSANDS_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 LEADING_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 # possessive, and from a number's first digit only: long ones would take cubic time
-PERCENT = re.compile(
-    r"(?<![0-9.])([0-9]++\.?[0-9]*+|\.[0-9]++)[ \t]*+%(?=[ \t]*+(?:[-+*/)]|$))"
-)
+PERCENT = re.compile(r"(?<![0-9.])([0-9]++\.?[0-9]*+|\.[0-9]++)[ \t]*+%(?=[ \t]*+(?:[-+*/)]|$))")
 SIGNED_NUMBER = re.compile(
     r"[ \t]*([+-]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)[ \t]*"
 )

@@ -25,6 +25,10 @@ BOX_SUFFIX = re.compile(
 # The sign of a boxed number that stands outside; 7 - \boxed{5} = 2 is a blank that was filled in.
 LEADING_MINUS = re.compile(r"(?:[=$(\[:]|is|\n|\A)\s{0,3}[-\u2212]\s{0,3}\Z")
 MAX_BEFORE_CHARS = 20
+DENIED_BEFORE = re.compile(r"(?:\bnot|n't)\s{1,3}\$?\Z")
+DENIED_BEHIND = re.compile(
+    r"\s{0,3}\$?\s{0,3}(?:isn't|(?:is|was|would be)\s+(?:not|wrong|incorrect|false))\b"
+)
 STATEMENT = re.compile(
     r"\banswers?\*{0,2}\s{0,3}(?:is|are|=|:)\*{0,2}\s{0,3}(?:(?:simply|thus|therefore)\b)?:?\s{0,9}",
     re.IGNORECASE,
@@ -97,7 +101,7 @@ def find_boxes(text: str) -> tuple[list[tuple[str, str]], int]:
         return [], 0
     found: list[tuple[str, str]] = []
     depth, opened, start, end = 0, -1, 0, 0
-    minus = ""
+    minus = before = ""
     for match in BOX_PART.finditer(text):
         part = match[0]
         if part == "}":
@@ -106,6 +110,8 @@ def find_boxes(text: str) -> tuple[list[tuple[str, str]], int]:
                 opened, inside = -1, text[start : match.start()].strip()
                 if EMPTY_BOX.fullmatch(inside[:MAX_EMPTY_CHARS]):
                     continue  # a blank to fill in, in the problem told again
+                if DENIED_BEFORE.search(before) or DENIED_BEHIND.match(text, match.end()):
+                    continue
                 end = match.end()
                 suffix = BOX_SUFFIX.match(text, end)
                 found.append((minus + inside, (suffix[1] or suffix[2]) if suffix else ""))

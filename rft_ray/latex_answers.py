@@ -31,6 +31,7 @@ MAX_ITEMS = 200
 INTEGER = re.compile(r"[+-]?[0-9]{1,300}")
 # 1A_{16}: digits beyond 9 are letters, which the parser would take for variables.
 LETTER_DIGITS = re.compile(r"\(?([0-9A-Z]*[A-Z][0-9A-Z]*)\)?_\{?([0-9]{1,2})\}?")
+ARTICLE = re.compile(r"\A(?:an?|the) (?=[a-z]{2})", re.IGNORECASE)
 CHOICE = re.compile(r"\(?([A-Za-z])[).]?")
 RELATIONS = {op: op for op in ("=", "<", ">", "<=", ">=", "!=", "in", "approx")} | {"equiv": "="}
 JOINTS = frozenset((",", ";", "and", "or"))
@@ -111,7 +112,7 @@ class AnswerParser(ExpressionParser):
         self.bars = bars
         if self.take("mid") or self.take("|") or self.take(":"):
             self.in_set = False
-            found = self.listing()
+            found = _within(first, self.listing())
             self.expect(r"\}")
         else:
             self.bars = 0
@@ -172,7 +173,7 @@ class AnswerParser(ExpressionParser):
         while self.next.kind in ("word", "letter"):
             found.append(self.next.text)
             self.at += 1
-        text = " ".join(found)
+        text = ARTICLE.sub("", " ".join(found))
         if choice := CHOICE.fullmatch(text):
             return Words(choice[1].lower())
         if text.lower() in NUMBER_WORDS:
@@ -221,6 +222,18 @@ class AnswerParser(ExpressionParser):
         if self.take("/"):
             unit += "/" + (self.unit() or "")
         return unit
+
+
+def _within(element: Answer, condition: Answer) -> Answer:
+    """The condition on real numbers, or on those of a smaller set: n in Z and 0 < n < 3."""
+    match element, condition:
+        case Relation((_, Symbol("set R" | "set { R }")), ("in",)), _:
+            return condition
+        case Relation(_, ("in",)), Listing(items, joint) if joint != "or":
+            return Listing((element, *items), "and")
+        case Relation(_, ("in",)), _:
+            return Listing((element, condition), "and")
+    return condition
 
 
 def _with_unit(value: Answer, unit: str | None) -> Answer:

@@ -8,7 +8,7 @@ this to whole answers; it supplies `items`.
 
 from fractions import Fraction
 
-from rft_ray.latex_numbers import END, NumberParser
+from rft_ray.latex_symbols import SymbolParser
 from rft_ray.latex_tree import (
     MINUS_ONE,
     Answer,
@@ -45,15 +45,10 @@ NAMED = {"pi": "pi", "infty": "infinity", "circ": "degree", "emptyset": "emptyse
 OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle"}
 BRACKETS = {r"\{": "{", r"\}": "}", r"\langle": "<", r"\rangle": ">"}
 MATRICES = names("pmatrix bmatrix Bmatrix matrix smallmatrix array vmatrix")
-CALLABLE_LETTERS = frozenset("fghFGH")
 
 
-class ExpressionParser(NumberParser):
+class ExpressionParser(SymbolParser):
     """Reads expressions; every method consumes what it returns."""
-
-    def items(self) -> list[Answer]:
-        """Answers between commas, inside brackets."""
-        raise NotImplementedError
 
     def additive(self) -> Answer:
         self.deepen()
@@ -208,32 +203,6 @@ class ExpressionParser(NumberParser):
         self.depth -= 1
         return value
 
-    def named(self, name: str) -> Answer:
-        """A variable with its subscript, or a function of it."""
-        if self.take("_"):
-            name = f"{name}_{self.subscript()}"
-        while self.take("'"):
-            name += "'"
-        is_call = self.next.text == "(" and not self.next.is_spaced
-        if name[0] in CALLABLE_LETTERS and is_call:
-            self.expect("(")
-            arguments = tuple(as_expression(item) for item in self.items())
-            self.expect(")")
-            return Apply(name, arguments)
-        return Symbol(name)
-
-    def subscript(self) -> str:
-        if not self.take("{"):
-            self.at += 1
-            if self.tokens[self.at - 1 : self.at] == []:
-                raise LatexError("ends in a subscript")
-            return self.tokens[self.at - 1].text
-        start = self.at
-        while self.next.text != "}" and self.next is not END:
-            self.at += 1
-        self.expect("}")
-        return " ".join(token.text for token in self.tokens[start : self.at - 1])
-
     def command(self, name: str) -> Answer:
         if name in NAMED:
             return Symbol(NAMED[name])
@@ -265,22 +234,6 @@ class ExpressionParser(NumberParser):
             case "mathbb":
                 return Symbol(f"set {self.subscript()}")
         raise LatexError(f"unknown command \\{name}")
-
-    def points(self) -> str:
-        """The letters that follow: of an angle, one or three."""
-        letters = ""
-        while self.next.kind == "letter" and len(letters) < 3:
-            letters += self.next.text
-            self.at += 1
-        if not letters:
-            raise LatexError("an angle of what is no point")
-        return letters
-
-    def accented(self, name: str) -> Expression:
-        inner = self.argument()
-        if not isinstance(inner, Symbol):
-            raise LatexError(f"\\{name} of more than a letter")
-        return Symbol(f"{name} {inner.name}")
 
     def root(self, degree: int) -> Expression:
         order: Expression = Number(Fraction(degree))

@@ -60,8 +60,8 @@ UNITS = {spelling: name for name, spellings in UNIT_NAMES.items() for spelling i
 FREE_UNITS = frozenset(
     ("dollar", "euro", "pound sterling", "degree", "unit", "unit^2", "unit^3", "ordinal")
 )
-NO_SOLUTION = frozenset(("no solution", "no solutions", "empty set", "the empty set"))
-ALL_REALS = frozenset(("all real numbers", "all reals", "all real", "the real numbers"))
+NO_SOLUTION = frozenset(("no solution", "no solutions", "empty set"))
+ALL_REALS = frozenset(("all real numbers", "all reals", "real numbers"))
 PERCENT = names("percent percents percentage pct % percent. pct.")
 HALVES = {half: f"{half[0]}.m." for half in ("am", "a.m.", "a.m", "pm", "p.m.", "p.m")}
 SHORT_WORDS = names("yes no odd per none one two six ten red and or all not")

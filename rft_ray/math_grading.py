@@ -9,7 +9,12 @@ by anything but our own parser; what cannot be read or decided is `unparsable`, 
 import re
 from collections.abc import Iterator
 
-from rft_ray.final_answers import FinalAnswers, find_final_answers, readings
+from rft_ray.final_answers import (
+    MAX_BARE_CHARS,
+    FinalAnswers,
+    find_final_answers,
+    readings,
+)
 from rft_ray.latex_answers import parse_answer
 from rft_ray.latex_tokens import clean
 from rft_ray.latex_tree import Answer, LatexError, Listing, Words
@@ -22,14 +27,17 @@ from rft_ray.types import Verdict
 EXACT = Leniencies()
 MAX_BOXES = 20
 TEXT_MARKUP = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|bf)\s?\{([^{}]*)\}")
-# Between two digits or letters, space is what tells 5 6 from 56, and behind a comma 1, 234 from 1,234.
+# March 3, 7 remainder 2
+PLAIN_WORDS = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z0-9][A-Za-z0-9 .,':-]*")
+# Space is what tells 5 6 from 56, and behind a comma 1, 234 from 1,234.
 NEEDLESS_SPACE = re.compile(r"\s+(?![0-9A-Za-z])|(?<![0-9A-Za-z,])\s+")
 # The letter of a choice, and what the choice says: (B) 12, B. 12
 CHOICE = re.compile(r"\(([A-J])\)\s*(.*)|([A-J])[.:)]\s+(.+)", re.DOTALL)
 LONE_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Ja-j])\)?\.?")
 # (B) or (C), (B) is false: no choice of one
 NO_CHOICE = re.compile(
-    r"\W*(?:or|and)\b|\s*[,/&;]|.*\([A-J]\)|.*\b[A-J]\s*(?:[.:)]|$)|.*\b(?:not|false|wrong|incorrect)\b",
+    r"\W*(?:or|and)\b|\s*[,/&;]|.*\([A-J]\)|.*\b[A-J]\s*(?:[.:)]|$)"
+    r"|.*\b(?:not|false|wrong|incorrect)\b",
     re.DOTALL,
 )
 
@@ -62,15 +70,17 @@ def _outcome(verdicts: list[bool | None]) -> bool | None:
 
 
 class _Given:
-    """A stated answer: its cleaned text, and its tree where it can be read."""
+    """A stated answer: its text, plain words it may be, and its tree where it can be read."""
 
     def __init__(self, text: str, tree: Answer | None = None) -> None:
-        self.text, self.tree, self.choice = "", tree, None
+        self.text, self.words, self.tree, self.choice = "", "", tree, None
         for reading in readings(text):
             try:
                 cleaned = clean(reading)
                 self.text = NEEDLESS_SPACE.sub("", cleaned)
-                self.choice = _find_choice(TEXT_MARKUP.sub(r"\1", cleaned).strip())
+                unmarked = TEXT_MARKUP.sub(r"\1", cleaned).strip()
+                self.words = unmarked.lower() if PLAIN_WORDS.fullmatch(unmarked) else ""
+                self.choice = _find_choice(unmarked)
                 self.tree = tree or parse_answer(reading)
             except LatexError:
                 continue
@@ -90,7 +100,8 @@ def _read_gold(answer: str) -> list[_Given]:
     finals = find_final_answers(answer)
     if len(finals.boxes) > 1:
         return [_merged(finals.boxes)]
-    text = next(iter(finals.texts), "")
+    # "not enough information" hedges in a completion, and is an answer here
+    text = next(iter(finals.texts), "") or answer.strip()[:MAX_BARE_CHARS]
     return [_Given(text + behind) for behind in dict.fromkeys(("", *finals.behind))]
 
 
@@ -137,6 +148,8 @@ def _is_remark(given: _Given, gold: _Given) -> bool:
 def _judge(gold: _Given, given: _Given, comparison: Comparison) -> bool | None:
     """Whether one stated answer is the gold answer; None where that is not known."""
     if given.text and given.text == gold.text:
+        return True
+    if gold.tree is None and given.tree is None and gold.words and gold.words == given.words:
         return True
     if gold.choice or given.choice:
         return _judge_choice(gold, given, comparison)

@@ -6,7 +6,7 @@ r"""What an answer calls its value, and both values of \pm.
 from fractions import Fraction
 from itertools import pairwise
 
-from rft_ray.latex_parser import CALLABLE_LETTERS
+from rft_ray.latex_symbols import CALLABLE_LETTERS
 from rft_ray.latex_tree import (
     EXPRESSIONS,
     Answer,
