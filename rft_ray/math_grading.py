@@ -70,17 +70,15 @@ def _outcome(verdicts: list[bool | None]) -> bool | None:
 
 
 class _Given:
-    """A stated answer: its text, plain words it may be, and its tree where it can be read."""
+    """A stated answer: its cleaned text, and its tree where it can be read."""
 
     def __init__(self, text: str, tree: Answer | None = None) -> None:
-        self.text, self.words, self.tree, self.choice = "", "", tree, None
+        self.text, self.tree, self.choice = "", tree, None
         for reading in readings(text):
             try:
                 cleaned = clean(reading)
                 self.text = NEEDLESS_SPACE.sub("", cleaned)
-                unmarked = TEXT_MARKUP.sub(r"\1", cleaned).strip()
-                self.words = unmarked.lower() if PLAIN_WORDS.fullmatch(unmarked) else ""
-                self.choice = _find_choice(unmarked)
+                self.choice = _find_choice(TEXT_MARKUP.sub(r"\1", cleaned).strip())
                 self.tree = tree or parse_answer(reading)
             except LatexError:
                 continue
@@ -149,11 +147,17 @@ def _judge(gold: _Given, given: _Given, comparison: Comparison) -> bool | None:
     """Whether one stated answer is the gold answer; None where that is not known."""
     if given.text and given.text == gold.text:
         return True
-    if gold.tree is None and given.tree is None and gold.words and gold.words == given.words:
-        return True
+    if gold.tree is None and given.tree is None and (words := _plain_words(gold.text)):
+        return words == _plain_words(given.text) or None
     if gold.choice or given.choice:
         return _judge_choice(gold, given, comparison)
     return _judge_trees(gold, given, comparison)
+
+
+def _plain_words(text: str) -> str:
+    """What is neither mathematics nor a word alone, such as a date; "" for anything else."""
+    unmarked = TEXT_MARKUP.sub(r"\1", text)
+    return unmarked.lower() if PLAIN_WORDS.fullmatch(unmarked) else ""
 
 
 def _judge_trees(gold: _Given, given: _Given, comparison: Comparison) -> bool | None:
