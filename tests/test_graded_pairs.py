@@ -1,4 +1,4 @@
-"""Two thousand pairs of an answer and what a model might say: what is right, and what only looks it.
+"""Two thousand answers beside what a model might say: what is right, and what only looks it.
 
 `graded_pairs.jsonl` has a line for each: style, gold answer, completion, and whether it is correct.
 Where `both_ways` is set they are two answers, either of which may be the gold one.
