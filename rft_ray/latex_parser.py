@@ -160,12 +160,20 @@ class ExpressionParser(SymbolParser):
         """What braces hold: one answer, or several side by side."""
         self.expect("{")
         found = self.items()
-        if self.take("choose"):
-            found = [Apply("binom", (*map(as_expression, found + self.items()),))]
-        elif self.take("over"):
-            found = [quotient(*map(as_expression, found + self.items()))]
+        if self.next.text in ("choose", "over") and self.next.kind == "command":
+            found = [self.stacked(as_expression(found[0]) if len(found) == 1 else None)]
         self.expect("}")
         return found[0] if len(found) == 1 else Listing(tuple(found))
+
+    def stacked(self, top: Expression | None) -> Expression:
+        r"""What \over or \choose makes of all that its group has before and behind it."""
+        is_fraction = self.next.text == "over"
+        self.at += 1
+        below = self.items()
+        if top is None or len(below) != 1:
+            raise LatexError("several values over one, or over several")
+        bottom = as_expression(below[0])
+        return quotient(top, bottom) if is_fraction else Apply("binom", (top, bottom))
 
     def argument(self, by_digit: bool = False) -> Expression:
         r"""A command's argument: a group or one primary; \frac takes single digits: \frac12.
