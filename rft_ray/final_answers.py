@@ -43,10 +43,21 @@ LONE_NUMBER = re.compile(
     r"(?<![\w.,/^])[-+]?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?%?(?![\w/^])"
 )
 MARKUP = re.compile(r"<\|[a-z_]{1,20}\|>[a-z]{0,10}\s*|</?[a-z]{1,12}>")
-# A bound is no value: "less than 5", "about 5".
-BOUND = re.compile(
-    r"\W{0,3}(?:(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than|"
-    r"above|below|over|under|up to|between|about|around|approximately|roughly|nearly|almost)\b)",
+# Words that make something else of the number beside them: a bound, a part, a multiple.
+NO_VALUE = re.compile(
+    r"\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than|exceeds?"
+    r"|above|below|over|under|up to|between|about|around|approximately|roughly|nearly|almost|near"
+    r"|close to|half|twice|thrice|double|squared|cubed|(?:square|cube) of|root|power|negative|minus|plus|times|sum"
+    r"|product|multiple|divisible|factor|digits?|anything|something|nothing|like|but|except|if"
+    r"|whether|when(?=[^:]*,))\b",
+    re.IGNORECASE,
+)
+# What is supposed, looked for or named by its number is not concluded.
+NO_CONCLUSION = re.compile(
+    r"\b(?:suppose|assum(?:e|ing)|let us|let's|try|contradict\w*|fail(?:s|ed)?|no"
+    r"|impossible|unless)\b"
+    r"|\b(?:step|part|equation|theorem|lemma|case|example|figure|line|problem|question|section"
+    r"|chapter|method|claim|proposition|page|item|exercise)s?\s{0,3}[#$]?\(?[0-9]",
     re.IGNORECASE,
 )
 RUNNING_WORDS = re.compile(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}")
@@ -162,8 +173,10 @@ def readings(text: str) -> tuple[str, ...]:
 
     "The volume of $V$ is 120" -> ("120",);  "by 5 cm" -> ("5",);  "x=5" -> ("x=5",)
     """
-    if not PROSE.match(text) or HEDGE.search(text) or BOUND.match(text):
+    if not PROSE.match(text) or HEDGE.search(text):
         return (text,)
+    if not _concludes(text):
+        return () if re.search(r"[0-9\\$]", text) else (text,)
     said = LAST_VERB.split(text)[-1].strip() if LAST_VERB.search(text) else ""
     found = [said] if re.search(r"[0-9\\$]", said) else []
     formulas = _formulas(text)
@@ -173,6 +186,12 @@ def readings(text: str) -> tuple[str, ...]:
     if not formulas and len(numbers) == 1:
         found.append(numbers[0])
     return (*found, said or text, text)
+
+
+def _concludes(text: str) -> bool:
+    """Whether a sentence says what something is: "the sum is 5", not "half of 5" or "step 5"."""
+    value = LAST_VERB.split(text)[-1]
+    return not (NO_VALUE.search(FORMULA.sub(" ", value)) or NO_CONCLUSION.search(text))
 
 
 def _formulas(text: str) -> list[str]:
