@@ -47,8 +47,8 @@ MARKUP = re.compile(r"<\|[a-z_]{1,20}\|>[a-z]{0,10}\s*|</?[a-z]{1,12}>")
 NO_VALUE = re.compile(
     r"\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than|exceeds?"
     r"|above|below|over|under|up to|between|about|around|approximately|roughly|nearly|almost|near"
-    r"|close to|half|twice|thrice|double|squared|cubed|(?:square|cube) of|root|power|negative|minus|plus|times|sum"
-    r"|product|multiple|divisible|factor|digits?|anything|something|nothing|like|but|except|if"
+    r"|close to|half|twice|thrice|double|squared|cubed|(?:square|cube) of|root|power|negative"
+    r"|minus|plus|times|sum|product|multiple|divisible|factor|digits?|anything|something|nothing|like|but|except|if"
     r"|whether|when(?=[^:]*,))\b",
     re.IGNORECASE,
 )
@@ -191,6 +191,8 @@ def readings(text: str) -> tuple[str, ...]:
 def _concludes(text: str) -> bool:
     """Whether a sentence says what something is: "the sum is 5", not "half of 5" or "step 5"."""
     value = LAST_VERB.split(text)[-1]
+    if not re.search(r"[0-9\\$]", value):
+        value = text
     return not (NO_VALUE.search(FORMULA.sub(" ", value)) or NO_CONCLUSION.search(text))
 
 
