@@ -21,7 +21,7 @@ def as_matrix(node: Expression) -> Matrix | None:
             return None if None in found else reduce(_sum, found)  # type: ignore[arg-type]
         case Product(factors):
             return _product_of(factors)
-        case Power(base, Number(value)) if value.denominator == 1 and 1 <= value <= MAX_POWER:
+        case Power(Matrix() as base, Number(value)) if value in range(1, MAX_POWER + 1):
             return _product_of((base,) * int(value))
     return None
 
