@@ -138,7 +138,7 @@ HOSTILE = {
     "root": r"\boxed{\sqrt[99999999999]{2}}",
     "binomial": r"\boxed{\binom{99999999}{5555555}}",
     "sets": r"\boxed{\{" + ",".join(rf"\sqrt{{{n}}}" for n in range(2, 150)) + r"\}}",
-    "matrix powers": r"\boxed{" + "(" * 9 + r"\begin{pmatrix}x&y\\z&w\end{pmatrix}" + "^9)" * 9 + "}",
+    "matrix powers": r"\boxed{((((\begin{pmatrix}x&y\\z&w\end{pmatrix}" + "^9)" * 4 + "}",
     "determinant": r"\boxed{\det(\begin{pmatrix}x&y\\z&w\end{pmatrix}^{10})}",
     "bars": r"\boxed{" + "|" * 900 + "x" + "|" * 900 + "<3}",
     "solutions": r"\boxed{" + ",".join(f"x={n},y=2" for n in range(95)) + "}",
