@@ -219,7 +219,7 @@ class AnswerParser(ExpressionParser):
                 raise LatexError("a unit to a power that is no whole number")
             power = int(exponent.value)
         unit = canonical_unit(" ".join(words), power)
-        if not unit:
+        if not unit and any(map(str.isalpha, "".join(words))):
             raise LatexError(f"{words[0]} of nothing")  # 5 squared
         if self.take("/"):
             unit += "/" + (self.unit() or "")
