@@ -18,7 +18,7 @@ from rft_ray.errors import InputError
 from rft_ray.fit_advice import apply_changes, trainer_fits
 from rft_ray.memory_plan import ZeroSettings
 from rft_ray.model_shapes import model_shape
-from rft_ray.parts import largest_model
+from rft_ray.parts import adapters_of, largest_model
 from rft_ray.phase_plan import HOUR, Phase, PhasePlan, plan_phases, wall_seconds, why_no_time
 
 ROW_FACTORS = (1, 2, 4)
@@ -148,7 +148,8 @@ def _fits(config: RunConfig, trainer: TrainerConfig) -> bool:
     model = largest_model(config)
     shape = model and model_shape(model)
     assert model and shape and config.machines is not None
-    return trainer_fits(shape, model, trainer, config.machines)
+    lora = adapters_of(config, model)
+    return trainer_fits(shape, model, trainer, config.machines, lora)
 
 
 def _training_seconds(config: RunConfig, trainer: TrainerConfig) -> float:

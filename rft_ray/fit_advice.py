@@ -14,6 +14,7 @@ from rft_ray.deepspeed_settings import merge
 from rft_ray.memory_plan import GB, ZeroSettings, training_memory
 from rft_ray.model_shapes import ModelShape, model_shape, model_size
 from rft_ray.parts import sampler_gb
+from rft_ray.training_config import LoraConfig
 
 USABLE = 0.9
 """Share of a memory that may be planned with; the rest is for fragmentation and what is not
@@ -23,28 +24,32 @@ Change = tuple[str, dict[str, Any]]
 
 
 def advise_trainer(
-    model: str, trainer: TrainerConfig, machines: MachinesConfig
+    model: str, trainer: TrainerConfig, machines: MachinesConfig, lora: LoraConfig | None = None
 ) -> list[str] | None:
     """The overrides with which a model's training fits; none needed: []. None: nothing helps."""
     shape = model_shape(model)
-    if shape is None or trainer_fits(shape, model, trainer, machines):
+    if shape is None or trainer_fits(shape, model, trainer, machines, lora):
         return []
     groups = [own for own in _changes(trainer, machines) if own]
     for count in range(1, len(groups) + 1):
         for chosen in combinations(groups, count):
             for changes in product(*chosen):
                 changed = apply_changes(trainer, [change for _, change in changes])
-                if trainer_fits(shape, model, changed, machines):
+                if trainer_fits(shape, model, changed, machines, lora):
                     return [text for text, _ in changes]
     return None
 
 
 def trainer_fits(
-    shape: ModelShape, model: str, trainer: TrainerConfig, machines: MachinesConfig
+    shape: ModelShape,
+    model: str,
+    trainer: TrainerConfig,
+    machines: MachinesConfig,
+    lora: LoraConfig | None = None,
 ) -> bool:
     """Whether a rank has room on its device, and all ranks of a machine in its main memory."""
     size = model_size(model)
-    memory = training_memory(shape, trainer, size and size.parameters)
+    memory = training_memory(shape, trainer, size and size.parameters, lora)
     beside = ranks_per_node(trainer, machines)
     if not trainer.gpus_per_worker:
         limit = machines.memory_gb

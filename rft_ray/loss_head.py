@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from rft_ray.loss import ClipRange, LossSums, Targets, token_terms
 from rft_ray.packing import PackedBatch
-
-CHUNK_BYTES = 64 * 2**20
-"""Size of the logits that are there at a time; on a GPU four times that."""
+from rft_ray.training_config import LOGIT_BYTES
 
 
 def packed_loss(model: nn.Module, packed: PackedBatch, device: torch.device | str) -> Tensor:
@@ -195,7 +193,7 @@ def _logit_gradient(logprobs: Tensor, token_ids: Tensor, slopes: Tensor) -> Tens
 
 def chunk_size(weight: Tensor) -> int:
     """How many hidden states go through a (vocabulary, width) weight at a time."""
-    limit = CHUNK_BYTES * (4 if weight.is_cuda else 1)
+    limit = LOGIT_BYTES * (4 if weight.is_cuda else 1)
     return max(1, limit // (weight.shape[0] * torch.finfo(_wide(weight)).bits // 8))
 
 

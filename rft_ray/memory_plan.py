@@ -1,12 +1,11 @@
 """Peak memory of a training rank and of a sampler, by what holds it; arithmetic on shapes alone.
 
 Training state is counted as DeepSpeed's estimators count it: 18 bytes a parameter beside its bf16
-weight. Activations and logits are those of transformers' Llama with sdpa attention and its plain
-loss, measured operation by operation (`tests/test_memory_plan.py` does so again). Left out: what
-`loss_head.py` holds in the place of all logits (a piece of them, and the gradient of the layer in
-fp32), which is less for many tokens and may be more for few; adapters, with which a rank holds far
-less than is counted here; fragmentation, for which a device is not filled to the brim; and what a
-run does once (loading below ZeRO-3 but for the main memory it takes, exports).
+weight. Activations are those of transformers' Llama with sdpa attention and the loss head's pieces
+of logits are `loss_head.py`'s, measured operation by operation (`tests/test_memory_plan.py` does so
+again). With adapters only they have gradients and optimiser states. Left out: fragmentation, for
+which a device is not filled to the brim, models that change their logits after the last layer, and
+what a run does once (loading below ZeRO-3 but for the main memory it takes, exports).
 """
 
 from dataclasses import dataclass
@@ -14,14 +13,17 @@ from typing import Literal
 
 from rft_ray.config import SamplerConfig, TrainerConfig
 from rft_ray.model_shapes import ModelShape
+from rft_ray.training_config import LOGIT_BYTES, LoraConfig
 
 GB = 1e9
 GPU_RUNTIME = 2.5 * GB
 """CUDA's context, NCCL's buffers and the workspaces of libraries, a process."""
 BUCKET_ELEMENTS = 5e8
-"""DeepSpeed's reduce and all-gather buckets."""
+"""DeepSpeed's bucket of gradients, unless told."""
 LIVE_ELEMENTS = 1e9
-"""Parameters that ZeRO-3 keeps gathered, as far as they are used again soon."""
+"""Parameters that ZeRO-3 keeps gathered, as far as they are used again soon, unless told."""
+SWAP_ELEMENTS = 5 * 1e8
+"""ZeRO-3's buffers in main memory for parameters on their way to and from disks."""
 CACHE_GIB_ON_CPU = 4.0
 """vLLM's cache on a CPU where VLLM_CPU_KVCACHE_SPACE says nothing."""
 BATCHED_TOKENS = 8192
@@ -40,6 +42,9 @@ class ZeroSettings:
     parameters: Place = "device"
     copy_ranks: int = 1
     """Ranks that hold a second copy of the weights together (ZeRO++'s hpZ); 1: there is none."""
+    bucket: float = BUCKET_ELEMENTS
+    """Gradients that are reduced at a time, in elements; twice, where that overlaps."""
+    live: float = LIVE_ELEMENTS
 
     @classmethod
     def of(cls, trainer: TrainerConfig) -> "ZeroSettings":
@@ -49,10 +54,16 @@ class ZeroSettings:
         own = own if isinstance(own, dict) else {}
         # bf16 runs with stage 1 where 0 is asked for.
         stage = max(trainer.zero_stage, 1 if trainer.dtype == "bfloat16" else 0)
-        parameters = _place(own.get("offload_param")) if stage == 3 else "device"
         ranks = own.get("zero_hpz_partition_size", 1) if stage == 3 else 1
-        ranks = ranks if isinstance(ranks, int) and ranks > 0 else 1
-        return cls(stage, _place(own.get("offload_optimizer")), parameters, ranks)
+        buckets = 2 if stage < 3 and own.get("overlap_comm") is True else 1
+        return cls(
+            stage,
+            optimiser=_place(own.get("offload_optimizer")),
+            parameters=_place(own.get("offload_param")) if stage == 3 else "device",
+            copy_ranks=ranks if isinstance(ranks, int) and ranks > 0 else 1,
+            bucket=buckets * _number(own, "reduce_bucket_size", BUCKET_ELEMENTS),
+            live=_number(own, "stage3_max_live_parameters", LIVE_ELEMENTS),
+        )
 
 
 def _place(offload: object) -> Place:
@@ -71,6 +82,7 @@ class TrainingMemory:
     """Layers that ZeRO-3 has put together, buckets on their way, and hpZ's second copy."""
     activations: float
     logits: float
+    """A piece of them in the making, and the gradients of the last layer while it is summed up."""
     runtime: float
     host: float = 0.0
     nvme: float = 0.0
@@ -85,40 +97,52 @@ class TrainingMemory:
 
 
 def training_memory(
-    shape: ModelShape, trainer: TrainerConfig, parameters: int | None = None
+    shape: ModelShape,
+    trainer: TrainerConfig,
+    parameters: int | None = None,
+    lora: LoraConfig | None = None,
 ) -> TrainingMemory:
     """Of one rank; `parameters` is the model's true number, where the shape is only near it.
 
-    A parameter takes 2 bytes (4 in float32), its gradient 4 as micro-batches are summed in fp32 and
-    2 as bf16 makes it, AdamW's moments and the fp32 master copy 12 (8 without ZeRO, which needs no
-    copy). Stage 1 shards the last of these, 2 the gradients too, 3 everything.
+    A trained parameter takes 2 bytes (4 in float32), its gradient 4 as micro-batches are summed in
+    fp32 and 2 as bf16 makes it, AdamW's moments and the fp32 master copy 12 (8 without ZeRO, which
+    needs no copy). Stage 1 shards the last of these, 2 the gradients too, 3 everything. With
+    adapters the model's own parameters are weights only.
     """
     count, zero = parameters or shape.parameters, ZeroSettings.of(trainer)
+    trained = adapter_parameters(shape, lora) if lora else count
     width, ranks = value_bytes(trainer), trainer.num_workers
-    weights = count * width / (ranks if zero.stage == 3 else 1)
+    own = count + trained if lora else count
+    weights = own * width / (ranks if zero.stage == 3 else 1)
     # ZeRO-3 has those in bf16 in its buckets only.
-    gradients = count * (6 if width == 2 and zero.stage < 3 else 4)
+    gradients = trained * (6 if width == 2 and zero.stage < 3 else 4)
     gradients /= ranks if zero.stage >= 2 else 1
-    optimiser = count * (12 if zero.stage else 8) / (ranks if zero.stage else 1)
-    tokens = trainer.row_tokens * trainer.micro_batch_rows
-    off, is_sharded = zero.optimiser != "device", zero.stage == 3
-    gathered = gathered_bytes(count, zero.stage, width) if ranks > 1 or is_sharded else 0.0
-    if zero.copy_ranks > 1:
-        gathered += count * width / zero.copy_ranks
-    on_host = [gradients if off else 0.0, optimiser if zero.optimiser == "cpu" else 0.0]
-    on_host.append(weights if zero.parameters == "cpu" else 0.0)
+    optimiser = trained * (12 if zero.stage else 8) / (ranks if zero.stage else 1)
+    # Stage 1 has all gradients where they are made, wherever the optimiser is.
+    off = zero.optimiser != "device" and zero.stage >= 2
+    held = trainer.micro_batch_rows, trainer.row_tokens, width
     return TrainingMemory(
         weights=weights if zero.parameters == "device" else 0.0,
         gradients=0.0 if off else gradients,
-        optimiser=0.0 if off else optimiser,
-        gathered=gathered,
-        activations=activation_bytes(shape, tokens, width, trainer.activation_checkpointing),
-        logits=logit_bytes(shape, tokens, width),
+        optimiser=0.0 if zero.optimiser != "device" else optimiser,
+        gathered=gathered_bytes(zero, trainer, count, trained),
+        activations=activation_bytes(shape, *held, trainer.activation_checkpointing),
+        logits=logit_bytes(shape, trainer, is_trained=lora is None),
         runtime=GPU_RUNTIME if trainer.gpus_per_worker else 0.0,
-        host=sum(on_host),
+        host=_host_bytes(zero, weights, gradients if off else 0.0, optimiser),
         nvme=optimiser * (zero.optimiser == "nvme") + weights * (zero.parameters == "nvme"),
-        loading=0.0 if is_sharded else count * width,
+        loading=0.0 if zero.stage == 3 else count * width,
     )
+
+
+def _host_bytes(zero: ZeroSettings, weights: float, gradients: float, optimiser: float) -> float:
+    """A rank's share of the main memory that offloading takes."""
+    held = gradients
+    if zero.optimiser == "cpu":
+        held += optimiser
+    if zero.parameters == "cpu":
+        held += weights
+    return held
 
 
 def value_bytes(trainer: TrainerConfig) -> int:
@@ -126,12 +150,37 @@ def value_bytes(trainer: TrainerConfig) -> int:
     return 2 if trainer.dtype == "bfloat16" else 4
 
 
-def gathered_bytes(parameters: int, stage: int, width: int) -> float:
-    """DeepSpeed's buckets and, with ZeRO-3, the parameters that are whole for a while."""
-    bucket = min(parameters, BUCKET_ELEMENTS) * width
-    if stage < 3:
-        return 2 * bucket if stage else 0.0
-    return bucket + min(parameters, LIVE_ELEMENTS) * width
+def adapter_parameters(shape: ModelShape, lora: LoraConfig) -> int:
+    """Of low-rank adapters: rank x (inputs + outputs) for each layer that gets one."""
+    attention, keys = shape.heads * shape.head, shape.kv_heads * shape.head
+    sides = {
+        "q_proj": shape.width + attention,
+        "k_proj": shape.width + keys,
+        "v_proj": shape.width + keys,
+        "o_proj": attention + shape.width,
+        "gate_proj": shape.width + shape.feed_forward,
+        "up_proj": shape.width + shape.feed_forward,
+        "down_proj": shape.feed_forward + shape.width,
+    }
+    chosen = lora.targets or sides
+    return shape.layers * lora.rank * sum(sides.get(name, 0) for name in chosen)
+
+
+def gathered_bytes(zero: ZeroSettings, trainer: TrainerConfig, count: int, trained: int) -> float:
+    """DeepSpeed's bucket, the parameters that ZeRO-3 has whole for a while, and hpZ's copy.
+
+    On a GPU the bucket is there in full, however small the model; a CPU's system gives only what is
+    written to.
+    """
+    width = value_bytes(trainer)
+    if not zero.stage:
+        return 0.0
+    bucket = zero.bucket if trainer.gpus_per_worker else min(trained, zero.bucket)
+    # Stage 1 reduces the fp32 sums.
+    held = bucket * (4 if zero.stage == 1 else width)
+    if zero.stage == 3:
+        held += min(count, zero.live) * width
+    return held + (count * width / zero.copy_ranks if zero.copy_ranks > 1 else 0.0)
 
 
 def layer_activation_bytes(shape: ModelShape, width: int) -> float:
@@ -146,19 +195,29 @@ def layer_activation_bytes(shape: ModelShape, width: int) -> float:
     return 24 * shape.width + 16 * attention + 16 * shape.feed_forward
 
 
-def activation_bytes(shape: ModelShape, tokens: int, width: int, is_recomputed: bool) -> float:
+def activation_bytes(
+    shape: ModelShape, rows: int, row_tokens: int, width: int, is_recomputed: bool
+) -> float:
     """Of a micro-batch at its peak: all layers and the gradients of one, or the inputs of all
-    layers and one whole layer where they are recomputed."""
-    layer = layer_activation_bytes(shape, width)
+    layers and one whole layer where they are recomputed.
+
+    A layer's attention keeps the mask that tells the examples of a row apart, a value for each pair
+    of a row's tokens.
+    """
+    layer = layer_activation_bytes(shape, width) + width * row_tokens
     gradients = width * (2 * shape.width + 3 * shape.feed_forward)
     kept = shape.layers * width * shape.width + layer if is_recomputed else shape.layers * layer
-    return tokens * (kept + gradients)
+    return rows * row_tokens * (kept + gradients)
 
 
-def logit_bytes(shape: ModelShape, tokens: int, width: int) -> float:
-    """Of tokens whose logits are there at a time: logits, log-probabilities and two gradients, the
-    latter three in fp32."""
-    return tokens * shape.vocabulary * (width + 12)
+def logit_bytes(shape: ModelShape, trainer: TrainerConfig, is_trained: bool) -> float:
+    """Of the last layer and the loss: a piece of the logits in fp32 and two copies on the way to
+    its gradient, the hidden states with theirs, and the layer's own gradient, summed in fp32."""
+    width, tokens = value_bytes(trainer), trainer.row_tokens * trainer.micro_batch_rows
+    piece = LOGIT_BYTES * (4 if trainer.gpus_per_worker else 1)
+    held = 3 * min(piece, tokens * shape.vocabulary * 4) + 2 * tokens * shape.width * width
+    # In bf16 each piece's share is a matrix of its own.
+    return held + (shape.embedding_parameters * (6 if width == 2 else 4) if is_trained else 0)
 
 
 @dataclass(frozen=True, slots=True)

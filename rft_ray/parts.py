@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from rft_ray.config import RunConfig, SamplerConfig, TrainerConfig
 from rft_ray.memory_plan import GB, sampler_memory, training_memory
 from rft_ray.model_shapes import ModelSize, model_shape, model_size
+from rft_ray.training_config import LoraConfig, RecipeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +77,53 @@ def _trainer_part(config: RunConfig) -> Part:
         gpus=trainer.gpus_per_worker,
         cpus=trainer.cpus_per_worker,
         size=model and model_size(model),
-        device_gb=model and rank_gb(model, trainer),
+        device_gb=model and rank_gb(model, trainer, adapters_of(config, model)),
         labels=trainer.labels,
     )
 
 
 def largest_model(config: RunConfig) -> str | None:
-    """The trainer's settings hold for every model that is trained: the largest has to fit."""
-    known = {model: size for model in trained_models(config) if (size := model_size(model))}
-    return max(known, key=lambda model: known[model].parameters, default=None)
+    """The trainer's settings hold for every model that is trained: the one that takes most has to
+    fit, which is the largest unless it has adapters and a smaller one has none."""
+    held = {
+        model: rank_gb(model, config.trainer, adapters_of(config, model))
+        for model in trained_models(config)
+    }
+    known = {model: own for model, own in held.items() if own is not None}
+    return max(known, key=known.__getitem__, default=None)
 
 
 def trained_models(config: RunConfig) -> Iterator[str]:
     """The models that a run trains."""
+    return (model for model, _ in trainings(config))
+
+
+def trainings(config: RunConfig) -> Iterator[tuple[str, RecipeConfig]]:
+    """Every model that a run trains with each of its recipes."""
     # In the first round there is nothing to retrain on.
     is_retrained = any(config.round(n).retrain_policies for n in range(1, config.num_rounds))
-    yield config.target.model
-    yield from (policy.model for policy in config.policies if policy.sft or is_retrained)
+    yield config.target.model, config.target.rft
+    if config.target.sft:
+        yield config.target.model, config.target.sft
+    for policy in config.policies:
+        if policy.sft:
+            yield policy.model, policy.sft
+        if is_retrained:
+            yield policy.model, policy.rft
 
 
-def rank_gb(model: str, trainer: TrainerConfig) -> float | None:
+def adapters_of(config: RunConfig, model: str) -> LoraConfig | None:
+    """The largest adapters of a model's trainings; None where one of them trains all weights."""
+    chosen = [recipe.lora for own, recipe in trainings(config) if own == model]
+    adapters = [lora for lora in chosen if lora]
+    if len(adapters) < len(chosen):
+        return None
+    return max(adapters, key=lambda lora: lora.rank, default=None)
+
+
+def rank_gb(model: str, trainer: TrainerConfig, lora: LoraConfig | None = None) -> float | None:
     """Memory of one training rank's device, in 10^9 bytes; None where the model is not known."""
     size, shape = model_size(model), model_shape(model)
     if size is None or shape is None:
         return None
-    return training_memory(shape, trainer, size.parameters).device / GB
+    return training_memory(shape, trainer, size.parameters, lora).device / GB

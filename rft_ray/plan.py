@@ -14,7 +14,7 @@ from rft_ray.errors import InputError
 from rft_ray.fit_advice import USABLE, advise_sampler, advise_trainer, ranks_per_node
 from rft_ray.memory_plan import GB, training_memory
 from rft_ray.model_shapes import model_shape, model_size
-from rft_ray.parts import Part, largest_model, list_parts, list_samplers
+from rft_ray.parts import Part, adapters_of, largest_model, list_parts, list_samplers
 from rft_ray.placement import Room, find_order
 
 
@@ -82,7 +82,7 @@ def _advise_ranks(config: RunConfig, model: str, machines: MachinesConfig) -> li
         ranks = max(1, int(there / trainer.gpus_per_worker))
         trainer = trainer.model_copy(update={"num_workers": ranks})
         changes = [f"trainer.num_workers={ranks}"]
-    more = advise_trainer(model, trainer, machines)
+    more = advise_trainer(model, trainer, machines, adapters_of(config, model))
     return [] if more is None else [*changes, *more]
 
 
@@ -209,7 +209,8 @@ def _check_offload(config: RunConfig, machines: MachinesConfig) -> Iterator[str]
     shape, size = (model_shape(model), model_size(model)) if model else (None, None)
     if shape is None or size is None or not trainer.gpus_per_worker:
         return
-    memory = training_memory(shape, trainer, size.parameters)
+    assert model  # else it had no shape
+    memory = training_memory(shape, trainer, size.parameters, adapters_of(config, model))
     beside = ranks_per_node(trainer, machines)
     needs = {"main memory": (max(memory.host, memory.loading), machines.memory_gb)}
     needs["local disks (machines.disk_gb)"] = (memory.nvme, machines.disk_gb)

@@ -6,7 +6,7 @@ from rft_ray.config import RunConfig, SamplerConfig
 from rft_ray.fit_advice import USABLE, ranks_per_node
 from rft_ray.memory_plan import GB, most_sequences, sampler_memory, training_memory
 from rft_ray.model_shapes import model_shape, model_size
-from rft_ray.parts import list_samplers, trained_models
+from rft_ray.parts import adapters_of, list_samplers, trained_models
 from rft_ray.phase_plan import HOUR, Phase, plan_phases, wall_seconds, why_no_time
 from rft_ray.workload import workload_of
 
@@ -55,7 +55,8 @@ def _trainer_row(config: RunConfig, model: str) -> list[float] | None:
     shape, size = model_shape(model), model_size(model)
     if shape is None or size is None:
         return None
-    own = training_memory(shape, config.trainer, size.parameters)
+    lora = adapters_of(config, model)
+    own = training_memory(shape, config.trainer, size.parameters, lora)
     beside, machines = 1, config.machines
     if machines is not None:
         beside = ranks_per_node(config.trainer, machines)

@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 from rft_ray.config_section import Count, Fraction, Labels, Name, Section
 from rft_ray.deepspeed_settings import check_trainer, implied_fields, read_settings
 
+LOGIT_BYTES = 64 * 2**20
+"""Size of the logits that the loss holds at a time; on a GPU four times that."""
 StartFrom = Literal["base", "sft", "current"]
 
 

@@ -62,7 +62,7 @@ def test_pieces_have_the_loss_and_gradients_of_the_definition(count, chunk, has_
     hidden, weight, *bias = (tensor.requires_grad_() for tensor in tensors)
     own_bias, targets = (bias[0] if bias else None), make_targets(count, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_head, "CHUNK_BYTES", chunk * VOCABULARY * 8)
+        patch.setattr(loss_head, "LOGIT_BYTES", chunk * VOCABULARY * 8)
         ours = fused_sums(hidden, weight, own_bias, targets, with_entropy=True)
     expected = brute_force(hidden, weight, own_bias, targets)
     for mine, theirs in zip(ours, expected, strict=True):
@@ -90,7 +90,7 @@ def test_low_precision_is_widened_before_anything_is_summed() -> None:
     weight = torch.randn(VOCABULARY, WIDTH).bfloat16().requires_grad_()
     targets = make_targets(300, 2)._replace(sampled=torch.full((300,), torch.nan))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_head, "CHUNK_BYTES", VOCABULARY * 4)
+        patch.setattr(loss_head, "LOGIT_BYTES", VOCABULARY * 4)
         sums = fused_sums(hidden, weight, None, targets, with_entropy=True)
     logits = nn.functional.linear(hidden, weight).detach().double()
     assert sums.loss.dtype == torch.float32
@@ -113,7 +113,7 @@ def test_a_frozen_head_makes_no_gradient_of_its_own() -> None:
 
 def test_pieces_are_bounded_by_the_size_of_their_logits() -> None:
     weight = torch.empty(128_000, 1, device="meta")
-    assert chunk_size(weight) == loss_head.CHUNK_BYTES // (128_000 * 4)
+    assert chunk_size(weight) == loss_head.LOGIT_BYTES // (128_000 * 4)
     assert chunk_size(torch.empty(10**9, 1, device="meta", dtype=torch.bfloat16)) == 1
 
 
