@@ -121,15 +121,22 @@ class _FusedLoss(torch.autograd.Function):
         for start in range(0, len(hidden), size):
             piece = slice(start, start + size)
             own = targets.slice(piece.start, piece.stop)
+            # One kernel has each row in its cache: whole passes over the logits are what costs.
             logits = nn.functional.linear(hidden[piece], weight, bias).to(wide)
-            logprobs = logits.sub_(logits.logsumexp(dim=-1, keepdim=True))
+            logprobs = logits.log_softmax(dim=-1)
+            del logits
             terms, is_clipped, slopes = _terms_and_slopes(logprobs, own)
             loss += terms.sum()
             clipped += is_clipped.sum()
             if with_entropy:
                 entropy -= torch.linalg.vecdot(logprobs.exp(), logprobs).sum()
             if any(ctx.needs_input_grad):
-                grads.add(piece, hidden, weight, _logit_gradient(logprobs, own.token_ids, slopes))
+                errors = logprobs.exp_()
+                errors[torch.arange(len(errors), device=errors.device), own.token_ids] -= 1.0
+                grads.add(piece, hidden, weight, errors, -slopes)
+                del errors
+            # Else it would be there still beside the next piece.
+            del logprobs
         ctx.save_for_backward(*grads.tensors)
         ctx.mark_non_differentiable(entropy, clipped)
         return loss, entropy, clipped
@@ -154,17 +161,20 @@ class _Gradients:
         self._bias = torch.zeros_like(bias, dtype=wide) if needed[2] else None
         self._types = (hidden.dtype, weight.dtype)
 
-    def add(self, piece: slice, hidden: Tensor, weight: Tensor, logits: Tensor) -> None:
-        """Add a piece's share, given the gradient of its logits."""
+    def add(
+        self, piece: slice, hidden: Tensor, weight: Tensor, errors: Tensor, scales: Tensor
+    ) -> None:
+        """Add a piece's share, given p - one-hot of its logits and what each row is multiplied
+        with, which is done where rows are short: with the hidden states."""
         if self._bias is not None:
-            self._bias += logits.sum(dim=0)
-        narrow = logits.to(hidden.dtype)
+            self._bias += errors.t() @ scales
+        narrow, scale = errors.to(hidden.dtype), scales[:, None].to(hidden.dtype)
         if self._hidden is not None:
-            torch.mm(narrow, weight, out=self._hidden[piece])
+            torch.mm(narrow, weight, out=self._hidden[piece]).mul_(scale)
         if self._weight is not None and narrow.dtype == self._weight.dtype:
-            self._weight.addmm_(narrow.t(), hidden[piece])
+            self._weight.addmm_(narrow.t(), hidden[piece] * scale)
         elif self._weight is not None:
-            self._weight += narrow.t() @ hidden[piece]
+            self._weight += narrow.t() @ (hidden[piece] * scale)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -181,14 +191,6 @@ def _terms_and_slopes(logprobs: Tensor, targets: Targets) -> tuple[Tensor, Tenso
     terms, is_clipped = token_terms(picked, targets)
     (slopes,) = torch.autograd.grad(terms.sum(), picked)
     return terms.detach(), is_clipped, slopes
-
-
-def _logit_gradient(logprobs: Tensor, token_ids: Tensor, slopes: Tensor) -> Tensor:
-    """slope x (one-hot - p), in the memory of `logprobs`."""
-    gradient = logprobs.exp_().mul_(-slopes[:, None])
-    rows = torch.arange(len(slopes), device=slopes.device)
-    gradient[rows, token_ids] += slopes
-    return gradient
 
 
 def chunk_size(weight: Tensor) -> int:

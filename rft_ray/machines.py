@@ -52,7 +52,9 @@ class MachinesConfig(Section):
     node_link_gb_s: Positive = 150.0
     """What a GPU sends to the others of its machine, in 10^9 bytes a second, as measured."""
     link_gb_s: Positive = 20.0
-    """The same to other machines; 20 is 80 % of a 200 Gb/s port for each GPU."""
+    """What a ring over machines hands on, as NCCL's tests call its bus bandwidth. 20 is what the
+    published hours of Yuan et al. come out with, 80 % of one 200 Gb/s port of a machine; one with a
+    port for each GPU may reach eight times that: measure it."""
     pcie_gb_s: Positive = 20.0
     """Between a GPU and main memory."""
     memory_bandwidth_gb_s: Positive = 150.0

@@ -82,7 +82,7 @@ class TrainingMemory:
     """Layers that ZeRO-3 has put together, buckets on their way, and hpZ's second copy."""
     activations: float
     logits: float
-    """A piece of them in the making, and the gradients of the last layer while it is summed up."""
+    """What the last layer and the loss take beyond the activations: there is a moment for each."""
     runtime: float
     host: float = 0.0
     nvme: float = 0.0
@@ -120,14 +120,14 @@ def training_memory(
     optimiser = trained * (12 if zero.stage else 8) / (ranks if zero.stage else 1)
     # Stage 1 has all gradients where they are made, wherever the optimiser is.
     off = zero.optimiser != "device" and zero.stage >= 2
-    held = trainer.micro_batch_rows, trainer.row_tokens, width
+    kept, backward = activation_bytes(shape, trainer)
     return TrainingMemory(
         weights=weights if zero.parameters == "device" else 0.0,
         gradients=0.0 if off else gradients,
         optimiser=0.0 if zero.optimiser != "device" else optimiser,
         gathered=gathered_bytes(zero, trainer, count, trained),
-        activations=activation_bytes(shape, *held, trainer.activation_checkpointing),
-        logits=logit_bytes(shape, trainer, is_trained=lora is None),
+        activations=kept + backward,
+        logits=max(0.0, logit_bytes(shape, trainer, is_trained=lora is None) - backward),
         runtime=GPU_RUNTIME if trainer.gpus_per_worker else 0.0,
         host=_host_bytes(zero, weights, gradients if off else 0.0, optimiser),
         nvme=optimiser * (zero.optimiser == "nvme") + weights * (zero.parameters == "nvme"),
@@ -195,29 +195,33 @@ def layer_activation_bytes(shape: ModelShape, width: int) -> float:
     return 24 * shape.width + 16 * attention + 16 * shape.feed_forward
 
 
-def activation_bytes(
-    shape: ModelShape, rows: int, row_tokens: int, width: int, is_recomputed: bool
-) -> float:
-    """Of a micro-batch at its peak: all layers and the gradients of one, or the inputs of all
-    layers and one whole layer where they are recomputed.
+def activation_bytes(shape: ModelShape, trainer: TrainerConfig) -> tuple[float, float]:
+    """Of a micro-batch: what is kept from the forward pass, and what its backward pass adds at its
+    peak. That is all layers and the gradients of one, or the inputs of all layers and one whole
+    layer where they are recomputed.
 
     A layer's attention keeps the mask that tells the examples of a row apart, a value for each pair
     of a row's tokens.
     """
-    layer = layer_activation_bytes(shape, width) + width * row_tokens
+    width, tokens = value_bytes(trainer), trainer.row_tokens * trainer.micro_batch_rows
+    layer = layer_activation_bytes(shape, width) + width * trainer.row_tokens
     gradients = width * (2 * shape.width + 3 * shape.feed_forward)
-    kept = shape.layers * width * shape.width + layer if is_recomputed else shape.layers * layer
-    return rows * row_tokens * (kept + gradients)
+    if trainer.activation_checkpointing:
+        return tokens * shape.layers * width * shape.width, tokens * (layer + gradients)
+    return tokens * shape.layers * layer, tokens * gradients
 
 
 def logit_bytes(shape: ModelShape, trainer: TrainerConfig, is_trained: bool) -> float:
-    """Of the last layer and the loss: a piece of the logits in fp32 and two copies on the way to
-    its gradient, the hidden states with theirs, and the layer's own gradient, summed in fp32."""
+    """Of the last layer and the loss: a piece of the logits and what it becomes, the hidden states
+    with their gradients, and the layer's own gradient, summed in fp32."""
     width, tokens = value_bytes(trainer), trainer.row_tokens * trainer.micro_batch_rows
-    piece = LOGIT_BYTES * (4 if trainer.gpus_per_worker else 1)
-    held = 3 * min(piece, tokens * shape.vocabulary * 4) + 2 * tokens * shape.width * width
-    # In bf16 each piece's share is a matrix of its own.
-    return held + (shape.embedding_parameters * (6 if width == 2 else 4) if is_trained else 0)
+    most = LOGIT_BYTES * (4 if trainer.gpus_per_worker else 1)
+    piece, states = min(most, tokens * shape.vocabulary * 4), 2 * tokens * shape.width * width
+    if not is_trained:
+        return states + 2 * piece
+    own = shape.embedding_parameters
+    # In bf16 each piece's share is a matrix of its own, made from a narrow copy of the piece.
+    return states + max(2 * piece + 4 * own, (1.5 * piece + 6 * own) if width == 2 else 0.0)
 
 
 @dataclass(frozen=True, slots=True)

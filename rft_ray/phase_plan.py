@@ -137,7 +137,9 @@ class PhasePlan:
         steps = work.steps(recipe, selected)
         tokens = min(work.example, recipe.max_length)
         shape = _shape(model)
-        step = step_time(shape, trainer, self.machines, self.gpu, recipe.batch_size, tokens)
+        step = step_time(
+            shape, trainer, self.machines, self.gpu, recipe.batch_size, tokens, recipe.lora
+        )
         return Phase(
             name=name,
             seconds=steps * step.seconds,
@@ -241,7 +243,9 @@ class PhasePlan:
         examples = max(1, round(rollouts * config.workload.accepted_share))
         tokens = min(self.workload.question + self.workload.response, target.rft.max_length)
         shape = _shape(target.model)
-        return step_time(shape, config.trainer, self.machines, self.gpu, examples, tokens)
+        return step_time(
+            shape, config.trainer, self.machines, self.gpu, examples, tokens, target.rft.lora
+        )
 
 
 def _shape(model: str) -> ModelShape:

@@ -19,11 +19,13 @@ from rft_ray.memory_plan import (
     GB,
     SamplerMemory,
     ZeroSettings,
+    adapter_parameters,
     most_sequences,
     value_bytes,
 )
 from rft_ray.model_shapes import ModelShape
 from rft_ray.packing import plan_step
+from rft_ray.training_config import LoraConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +61,21 @@ def step_time(
     gpu: Gpu,
     examples: int,
     tokens: float,
+    lora: LoraConfig | None = None,
 ) -> StepTime:
-    """Of a step over that many examples of that mean length."""
+    """Of a step over that many examples of that mean length. Beside adapters weights need no
+    gradients, which are a third of the arithmetic, and only adapters are sent and updated."""
     micro_batches, computed = packed(
         examples, round(tokens), trainer.num_workers, trainer.row_tokens, trainer.micro_batch_rows
     )
     peak = gpu.tflops * 1e12 * min(1.0, trainer.gpus_per_worker)
-    passes = 4 / 3 if trainer.activation_checkpointing else 1.0
+    passes = 1.0 + (trainer.activation_checkpointing - (lora is not None)) / 3
+    trained = adapter_parameters(shape, lora) if lora else shape.parameters
     flops = passes * training_flops(decoder(shape), computed, 1)
     return StepTime(
         arithmetic=flops / (peak * machines.training_mfu),
-        messages=message_seconds(shape, trainer, machines, micro_batches),
-        optimiser=optimiser_seconds(shape, trainer, machines, gpu),
+        messages=message_seconds(shape, trainer, machines, micro_batches, trained),
+        optimiser=optimiser_seconds(trained, trainer, machines, gpu),
         micro_batches=micro_batches,
     )
 
@@ -95,22 +100,28 @@ def packed(
 
 
 def message_seconds(
-    shape: ModelShape, trainer: TrainerConfig, machines: MachinesConfig, micro_batches: int
+    shape: ModelShape,
+    trainer: TrainerConfig,
+    machines: MachinesConfig,
+    micro_batches: int,
+    trained: float,
 ) -> float:
     """What a rank's link needs for a step: in rings, (ranks - 1) / ranks of what is sent.
 
     ZeRO-3 gathers all weights for each forward and backward pass of each micro-batch, once more
     where activations are recomputed, and scatters the sum of gradients; stage 2 scatters these each
     time and gathers new weights once; 0 and 1 wait with the gradients for the end of the step. With
-    hpZ only the first gathering of a step leaves the machine.
+    hpZ only the first gathering of a step leaves the machine. Of `trained` parameters alone there
+    are gradients and, below stage 3, new weights.
     """
-    whole = shape.parameters * value_bytes(trainer)
+    whole, share = shape.parameters * value_bytes(trainer), trained / shape.parameters
     zero, ranks = ZeroSettings.of(trainer), trainer.num_workers
     rate, inside = link_rate(trainer, machines), GB * machines.node_link_gb_s
     gathers = micro_batches * (3 if trainer.activation_checkpointing else 2)
-    far, near = {3: gathers + micro_batches, 2: micro_batches + 1}.get(zero.stage, 2), 0
+    scattered = share * micro_batches
+    far, near = {3: gathers + scattered, 2: scattered + share}.get(zero.stage, 2 * share), 0
     if zero.copy_ranks > 1:
-        far, near = 1 + micro_batches, gathers - 1
+        far, near = 1 + scattered, gathers - 1
     beside = (zero.copy_ranks - 1) / zero.copy_ranks
     return whole * (far * (ranks - 1) / ranks / rate + near * beside / inside)
 
@@ -123,15 +134,15 @@ def link_rate(trainer: TrainerConfig, machines: MachinesConfig) -> float:
 
 
 def optimiser_seconds(
-    shape: ModelShape, trainer: TrainerConfig, machines: MachinesConfig, gpu: Gpu
+    trained: float, trainer: TrainerConfig, machines: MachinesConfig, gpu: Gpu
 ) -> float:
-    """AdamW reads and writes 30 bytes a parameter, on the device or in main memory.
+    """AdamW reads and writes 30 bytes for each trained parameter, on the device or in main memory.
 
     Offloaded, gradients come over PCIe and weights go back, 6 bytes; from disks 24 more are read
     and written.
     """
     zero, ranks = ZeroSettings.of(trainer), trainer.num_workers
-    own = shape.parameters / (ranks if zero.stage else 1)
+    own = trained / (ranks if zero.stage else 1)
     if zero.optimiser == "device":
         return 30 * own / (gpu.bandwidth_gb_s * GB)
     beside = min(ranks, max(1, machines.gpus_per_node)) if trainer.gpus_per_worker else ranks

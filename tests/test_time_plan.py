@@ -24,6 +24,7 @@ from rft_ray.time_plan import (
     sampling_rate,
     step_time,
 )
+from rft_ray.training_config import LoraConfig
 
 SEVEN, SEVENTY = LLAMAS["llama-2-7b"], LLAMAS["llama-2-70b"]
 H100 = GPUS["H100"]
@@ -55,11 +56,11 @@ def test_the_papers_gpu_hours_come_out_of_the_default_rates(model: str) -> None:
     sft, u33b, examples, gpus, micro_batches = PUBLISHED[model]
     assert examples * gpus * micro_batches == 128
     a100 = EIGHT.model_copy(update={"gpu": "A100"})
-    own = trainer(num_workers=gpus)
-    messages = message_seconds(LLAMAS[model], own, a100, micro_batches)
+    own, count = trainer(num_workers=gpus), LLAMAS[model].parameters
+    messages = message_seconds(LLAMAS[model], own, a100, micro_batches, count)
     flops = training_flops(decoder(LLAMAS[model]), 196, 128)
     arithmetic = flops / (gpus * GPUS["A100"].tflops * 1e12 * a100.training_mfu)
-    optimiser = optimiser_seconds(LLAMAS[model], own, a100, GPUS["A100"])
+    optimiser = optimiser_seconds(count, own, a100, GPUS["A100"])
     planned = max(messages, arithmetic) + optimiser
     for hours, steps in ((sft, SFT_STEPS), (u33b, U33B_STEPS)):
         ratio = planned / (hours * 3600 / gpus / steps)
@@ -79,8 +80,9 @@ def test_messages_by_stage() -> None:
     whole, link = 2 * SEVEN.parameters, EIGHT.link_gb_s * GB
 
     def passes(micro_batches: int, **settings: Any) -> float:
-        own = trainer(num_workers=16, **settings)
-        return message_seconds(SEVEN, own, EIGHT, micro_batches) / (whole * 15 / 16 / link)
+        own, count = trainer(num_workers=16, **settings), SEVEN.parameters
+        seconds = message_seconds(SEVEN, own, EIGHT, micro_batches, count)
+        return seconds / (whole * 15 / 16 / link)
 
     assert passes(3, zero_stage=1) == pytest.approx(2)
     assert passes(3, zero_stage=2) == pytest.approx(4)
@@ -94,7 +96,7 @@ def test_messages_by_stage() -> None:
 
 def test_inside_a_machine_messages_are_faster() -> None:
     near, far = (
-        message_seconds(SEVEN, trainer(num_workers=8), machines, 1)
+        message_seconds(SEVEN, trainer(num_workers=8), machines, 1, SEVEN.parameters)
         for machines in (EIGHT, EIGHT.model_copy(update={"gpus_per_node": 4}))
     )
     assert far / near == pytest.approx(EIGHT.node_link_gb_s / EIGHT.link_gb_s)
@@ -103,7 +105,7 @@ def test_inside_a_machine_messages_are_faster() -> None:
 def test_an_offloaded_optimiser_takes_longer_and_disks_longest() -> None:
     seconds = [
         optimiser_seconds(
-            SEVENTY,
+            SEVENTY.parameters,
             trainer(num_workers=8, deepspeed={"zero_optimization": zero}),
             EIGHT,
             H100,
@@ -113,6 +115,20 @@ def test_an_offloaded_optimiser_takes_longer_and_disks_longest() -> None:
     assert seconds == sorted(seconds)
     # From disks: 24 bytes a parameter at 6 GB/s for the whole machine.
     assert seconds[2] - seconds[1] == pytest.approx(24 * SEVENTY.parameters / 6e9)
+
+
+def test_adapters_spare_a_third_of_the_arithmetic_and_most_messages() -> None:
+    lora = LoraConfig(rank=16)
+    for stage, recomputed in ((2, False), (3, True)):
+        own = trainer(num_workers=16, zero_stage=stage, activation_checkpointing=recomputed)
+        whole, small = (step_time(SEVEN, own, EIGHT, H100, 128, 240, x) for x in (None, lora))
+        # Forward and backward, and forward once more; not the gradients of the weights.
+        share = 6 / 8 if recomputed else 4 / 6
+        assert small.arithmetic == pytest.approx(share * whole.arithmetic)
+        # Stage 3 gathers all weights three times still, and scatters next to nothing.
+        sent = 3 / 4 if stage == 3 else 0.0
+        assert small.messages == pytest.approx(sent * whole.messages, abs=0.01 * whole.messages)
+        assert small.optimiser < 0.01 * whole.optimiser
 
 
 def test_packing_decides_micro_batches() -> None:
