@@ -22,8 +22,8 @@ BUCKET_ELEMENTS = 5e8
 """DeepSpeed's bucket of gradients, unless told."""
 LIVE_ELEMENTS = 1e9
 """Parameters that ZeRO-3 keeps gathered, as far as they are used again soon, unless told."""
-SWAP_ELEMENTS = 5 * 1e8
-"""ZeRO-3's buffers in main memory for parameters on their way to and from disks."""
+SUB_GROUP_ELEMENTS = 1e9
+"""Parameters that ZeRO-3 updates at a time."""
 CACHE_GIB_ON_CPU = 4.0
 """vLLM's cache on a CPU where VLLM_CPU_KVCACHE_SPACE says nothing."""
 BATCHED_TOKENS = 8192
@@ -84,6 +84,8 @@ class TrainingMemory:
     logits: float
     """What the last layer and the loss take beyond the activations: there is a moment for each."""
     runtime: float
+    update: float = 0.0
+    """What the copy of the gradients that a step updates from takes beyond both: they are gone."""
     host: float = 0.0
     nvme: float = 0.0
     loading: float = 0.0
@@ -93,7 +95,7 @@ class TrainingMemory:
     def device(self) -> float:
         """All that is on the rank's device."""
         state = self.weights + self.gradients + self.optimiser + self.gathered
-        return state + self.activations + self.logits + self.runtime
+        return state + self.activations + self.logits + self.update + self.runtime
 
 
 def training_memory(
@@ -121,14 +123,17 @@ def training_memory(
     # Stage 1 has all gradients where they are made, wherever the optimiser is.
     off = zero.optimiser != "device" and zero.stage >= 2
     kept, backward = activation_bytes(shape, trainer)
+    logits = max(0.0, logit_bytes(shape, trainer, is_trained=lora is None) - backward)
+    copied = 0.0 if off else copied_bytes(zero, trained, ranks)
     return TrainingMemory(
         weights=weights if zero.parameters == "device" else 0.0,
         gradients=0.0 if off else gradients,
         optimiser=0.0 if zero.optimiser != "device" else optimiser,
         gathered=gathered_bytes(zero, trainer, count, trained),
         activations=kept + backward,
-        logits=max(0.0, logit_bytes(shape, trainer, is_trained=lora is None) - backward),
+        logits=logits,
         runtime=GPU_RUNTIME if trainer.gpus_per_worker else 0.0,
+        update=max(0.0, copied - kept - backward - logits),
         host=_host_bytes(zero, weights, gradients if off else 0.0, optimiser),
         nvme=optimiser * (zero.optimiser == "nvme") + weights * (zero.parameters == "nvme"),
         loading=0.0 if zero.stage == 3 else count * width,
@@ -181,6 +186,15 @@ def gathered_bytes(zero: ZeroSettings, trainer: TrainerConfig, count: int, train
     if zero.stage == 3:
         held += min(count, zero.live) * width
     return held + (count * width / zero.copy_ranks if zero.copy_ranks > 1 else 0.0)
+
+
+def copied_bytes(zero: ZeroSettings, trained: float, ranks: int) -> float:
+    """Gradients in one piece, in fp32: a bucket to be summed over ranks without ZeRO, else what the
+    rank updates, which ZeRO-3 goes through in sub-groups."""
+    if not zero.stage:
+        return 4 * min(trained, zero.bucket)
+    own = trained / ranks
+    return 4 * (min(own, SUB_GROUP_ELEMENTS) if zero.stage == 3 else own)
 
 
 def layer_activation_bytes(shape: ModelShape, width: int) -> float:

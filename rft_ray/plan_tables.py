@@ -62,7 +62,8 @@ def _trainer_row(config: RunConfig, model: str) -> list[float] | None:
         beside = ranks_per_node(config.trainer, machines)
     on_gpu = config.trainer.gpus_per_worker > 0
     node = max(own.host, own.loading) if on_gpu else own.device + own.host
-    held = [own.weights, own.gradients, own.optimiser, own.gathered, own.activations, own.logits]
+    gradients = own.gradients + own.update
+    held = [own.weights, gradients, own.optimiser, own.gathered, own.activations, own.logits]
     return [*held, 0.0, own.runtime, own.device, beside * node]
 
 

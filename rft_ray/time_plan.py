@@ -2,8 +2,9 @@
 
 The method is a roofline: arithmetic, memory traffic and messages each take their time at the stated
 rate; what overlaps is the longer of the two, what does not is added. Operations are `costs.py`'s,
-so a measured MFU means the same here. Left out: what overlap does not hide at the edges of a step,
-stragglers, start-up, compilation, exports, and disks that are slower than what is written to them.
+so a measured MFU means the same here. Left out: attention, which adds a sixth to the arithmetic of
+70B in rows of 8192, what overlap does not hide at the edges of a step, stragglers, start-up,
+compilation, exports, and disks that are slower than what is written to them.
 """
 
 from dataclasses import dataclass

@@ -49,7 +49,7 @@ ONLINE = CONFIGS / "llama2_70b_online.yaml"
             "target.sampler.tensor_parallel_size=4 target.sampler.gpus_per_replica=4",
         ),
         (LARGE, ["machines.gpu=A100-40GB", "trainer.num_workers=32"], None),
-        (ONLINE, ["trainer.num_workers=32"], None),
+        (ONLINE, ["trainer.num_workers=16"], "trainer.num_workers=32"),
     ],
 )
 def test_a_run_fits_once_the_advice_is_taken(

@@ -91,6 +91,15 @@ def test_stage_1_keeps_all_gradients_on_the_device_wherever_the_optimiser_is() -
     assert own.host == pytest.approx(12 * SEVEN.parameters / 4)
 
 
+def test_the_gradients_that_are_updated_from_count_where_rows_are_short() -> None:
+    short, long = (training_memory(SEVEN, trainer(row_tokens=n, num_workers=16)) for n in (1, 4096))
+    held = short.activations + short.logits + short.update
+    assert held == pytest.approx(4 * SEVEN.parameters / 16)
+    assert long.update == 0 < long.activations
+    # Offloaded, there is none on the device.
+    assert training_memory(SEVEN, offloaded(2, offload_optimizer="cpu")).update == 0
+
+
 def test_buckets_are_as_large_as_deepspeed_is_told() -> None:
     told = {"reduce_bucket_size": 10**8, "stage3_max_live_parameters": 2 * 10**8}
     settings = {"gpus_per_worker": 1, "deepspeed": {"zero_optimization": told}}

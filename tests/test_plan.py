@@ -8,7 +8,7 @@ from rft_ray.cli import main
 from rft_ray.config import RunConfig
 from rft_ray.config_file import load_config
 from rft_ray.model_shapes import ModelSize
-from rft_ray.parts import list_parts
+from rft_ray.parts import adapters_of, largest_model, list_parts
 from rft_ray.plan import check_placement
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -76,7 +76,7 @@ def test_offline_one_set_of_gpus_serves_both_phases(capsys: pytest.CaptureFixtur
 def test_memory_that_is_too_small_is_refused_with_the_numbers() -> None:
     (problem,) = check(LARGE, "machines.gpu_memory_gb=64")
     assert problem == (
-        "trainer: 58.5 GB a GPU needed (69B parameters as published), of 64 GB 57.6 can be used"
+        "trainer: 61.2 GB a GPU needed (69B parameters as published), of 64 GB 57.6 can be used"
     )
     target = "target.sampler={tensor_parallel_size: 1, gpus_per_replica: 1}"
     (problem,) = check(LARGE, target)
@@ -91,6 +91,22 @@ def test_the_target_has_a_sampler_of_its_own_unless_a_policy_shares_its_base() -
     shared = small_run(target={"model": "me/a-7b"})
     assert [part.name for part in list_parts(shared)] == ["sampler a", "sampler b", "trainer"]
     assert check_placement(small_run()) == check_placement(shared) == []
+
+
+def test_adapters_count_where_every_training_of_a_model_has_them() -> None:
+    lora = {"lora": {"rank": 8}}
+    small, both = small_run(rft=lora), small_run(rft=lora, sft=lora)
+    assert adapters_of(small, "me/c-13B-chat") is None
+    adapters = adapters_of(both, "me/c-13B-chat")
+    assert adapters is not None and adapters.rank == 8
+    held = [list_parts(run)[-1].device_gb for run in (small, both)]
+    assert held[0] is not None and held[1] is not None and held[1] < held[0] / 2
+    # A larger model takes less with adapters than a smaller one without.
+    mixed = small_run(policies=[{"name": "big", "model": "me/big-30b", "sft": lora}])
+    assert largest_model(mixed) == "me/c-13B-chat"
+    assert largest_model(small_run(policies=[{"name": "big", "model": "me/big-30b"}])) != (
+        "me/c-13B-chat"
+    )
 
 
 def test_the_trainer_must_hold_the_largest_model_it_trains() -> None:
