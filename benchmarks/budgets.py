@@ -58,7 +58,7 @@ def main() -> None:
     os.chdir(ROOT)
     repeats = 10 if arguments.quick else 40
     if arguments.pool:
-        from rft_ray.inspection import find_source
+        from rft_ray.group_source import find_source
 
         pool = read_pool(find_source(arguments.pool, sampled=False))
     else:
@@ -94,9 +94,9 @@ def sample_pool(problems: int, k: int, steps: int | None) -> list[list[Paths]]:
 
 def read_pool(source: Path) -> list[list[Paths]]:
     """By problem and policy: the paths of the accepted rollouts, in the order of the samples."""
-    from rft_ray.records import read_groups
+    from rft_ray.group_source import open_source
 
-    return [group_paths(group) for group in read_groups(source, with_tokens=False)]
+    return [group_paths(group) for group in open_source(source)]
 
 
 def group_paths(group: Group) -> list[Paths]:

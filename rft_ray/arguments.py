@@ -153,7 +153,7 @@ def _add_groups_commands(commands: "argparse._SubParsersAction") -> None:
         commands, "export", "write the selected rollouts as a dataset", EXPORT_EXAMPLE
     )
     for command in (verify, select, export):
-        command.add_argument("groups", metavar="GROUPS", help="groups file to read")
+        command.add_argument("groups", metavar="GROUPS", help="groups file or run directory")
         command.add_argument("-o", "--out", metavar="OUT", required=True, help="what to write")
         command.add_argument(
             "--skip-bad", action="store_true", help="skip and count malformed records"

@@ -95,10 +95,10 @@ def count_problems(config: ProblemSetConfig) -> int | None:
 
 def known_rates(source: Path) -> list[Known]:
     """What a graded groups file says of each of its problems."""
-    from rft_ray.records import read_groups
+    from rft_ray.group_source import open_source
 
     known = []
-    for group in read_groups(source, with_tokens=False):
+    for group in open_source(source):
         _check_graded(group, source)
         known.append(part_of(group).policies)
     return known

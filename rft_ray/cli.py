@@ -19,7 +19,7 @@ from rft_ray.verify_options import verify_config
 
 if TYPE_CHECKING:
     from rft_ray.config import RunConfig
-    from rft_ray.pool import Pool
+    from rft_ray.group_source import JoinedGroups
     from rft_ray.records import GroupReader
     from rft_ray.types import Group
 
@@ -73,7 +73,7 @@ def _submit(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from rft_ray.budget_plan import print_budget
     from rft_ray.config_file import load_config
-    from rft_ray.inspection import find_source
+    from rft_ray.group_source import find_source
     from rft_ray.plan import print_capacity, print_plan
 
     config = load_config(args.config, args.overrides)
@@ -95,12 +95,13 @@ def _run_online(part: str, config: "RunConfig") -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from rft_ray.records import check_output, read_groups
+    from rft_ray.group_source import find_source, open_source
+    from rft_ray.records import check_output
     from rft_ray.verification import verify_file
 
-    config = verify_config(args)
-    check_output(args.out, source=args.groups)
-    groups = read_groups(args.groups, skip_bad=args.skip_bad)
+    config, source = verify_config(args), find_source(args.groups)
+    check_output(args.out, source)
+    groups = open_source(source, args.skip_bad, with_tokens=True)
     counts = verify_file(_with_progress("verify", groups), args.out, config)
     print(f"verified {counts.verdicts.total()} rollouts of {counts.problems} problems")
     _print_counts(counts.verdicts)
@@ -112,12 +113,14 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _select(args: argparse.Namespace) -> int:
-    from rft_ray.records import check_output, read_groups, write_groups
+    from rft_ray.group_source import find_source, open_source
+    from rft_ray.records import check_output, write_groups
     from rft_ray.selection_counts import SelectionCounts, select_each
 
-    check_output(args.out, source=args.groups)
+    source = find_source(args.groups, sampled=False)
+    check_output(args.out, source)
     config, test = selection_config(args), read_test_text(args)
-    groups = read_groups(args.groups, skip_bad=args.skip_bad)
+    groups = open_source(source, args.skip_bad, with_tokens=True)
     counts = SelectionCounts()
     selected = select_each(_with_progress("select", groups), config, counts, test)
     problems = write_groups(args.out, selected)
@@ -136,12 +139,11 @@ def _select(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from rft_ray.dataset import check_dataset_output, export_dataset
-    from rft_ray.inspection import find_source
-    from rft_ray.records import read_groups
+    from rft_ray.group_source import find_source, open_source
 
     source = find_source(args.groups, sampled=False)
     check_dataset_output(args.out, source)
-    groups = read_groups(source, skip_bad=args.skip_bad, with_tokens=False)
+    groups = open_source(source, args.skip_bad)
     counts = export_dataset(_with_progress("export", groups), args.out, args.format, source)
     print(f"exported {counts.rows} rows of {counts.problems} problems")
     print(f"{counts.gold:10d}  gold solutions")
@@ -152,14 +154,8 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from rft_ray.inspection import (
-        describe_problem,
-        find_problem,
-        find_source,
-        open_source,
-        problem_table,
-        show,
-    )
+    from rft_ray.group_source import find_source, open_source
+    from rft_ray.inspection import describe_problem, find_problem, problem_table, show
 
     source = find_source(args.source, args.round)
     groups = open_source(source)
@@ -188,9 +184,7 @@ def _doctor(args: argparse.Namespace) -> int:
     return run_doctor()
 
 
-def _with_progress(
-    label: str, groups: "GroupReader | Pool | list[Group]"
-) -> Iterator["Group"]:
+def _with_progress(label: str, groups: "GroupReader | JoinedGroups") -> Iterator["Group"]:
     from rft_ray.console import progress
     from rft_ray.records import GroupReader, count_groups
 
@@ -208,8 +202,10 @@ def _print_counts(counts: Counter[str]) -> None:
         print(f"{counts[verdict]:10d}  {verdict}")
 
 
-def _print_end(groups: "GroupReader", out: str) -> None:
-    if groups.skipped:
+def _print_end(groups: "GroupReader | JoinedGroups", out: str) -> None:
+    from rft_ray.records import GroupReader
+
+    if isinstance(groups, GroupReader) and groups.skipped:
         first = one_line(groups.first_skipped)
         print(f"skipped {groups.skipped} bad records, the first: {first}")
     print(f"wrote {one_line(out)}")

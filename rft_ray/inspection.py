@@ -1,6 +1,6 @@
 """Looking at rollouts on a terminal: a table of problems, or one problem with all it got.
 
-Everything but an online run is streamed; the table keeps a few lines and counters. What models and
+Groups are streamed; the table keeps a few lines and counters. What models and
 users wrote cannot drive the terminal: control characters are replaced and a name stays on its line.
 Left out: colours and paging, which `less` does.
 """
@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rft_ray.errors import InputError, first_words, one_line
-from rft_ray.pool import Pool, join_parts
 from rft_ray.reasons import reason_class, reasons
-from rft_ray.records import GroupReader, read_groups
 from rft_ray.selection import group_statistics
 from rft_ray.types import Group, Rollout
 
@@ -38,39 +36,6 @@ class ProblemLine:
     prompt: str
     accepted: int
     counts: dict[str, int]
-
-
-def find_source(source: str | Path, round_number: int | None = None, sampled: bool = True) -> Path:
-    """The groups file that SOURCE means: itself, or what the newest round of a run directory has.
-
-    With `sampled` false a round counts only once its rollouts are selected. Raises InputError where
-    there are none, or a round is asked of something that is not a run directory.
-    """
-    from rft_ray.run_dir import groups_of_run, is_run_dir
-
-    if is_run_dir(source):
-        return groups_of_run(source, round_number, sampled)
-    if round_number is not None:
-        raise InputError(f"{source}: not a run directory, so there is no round {round_number}")
-    return Path(source)
-
-
-def open_source(source: Path) -> GroupReader | Pool | list[Group]:
-    """The groups to show; waves and online steps leave a problem's rollouts in several files."""
-    if source.name == "sampled" and (source.parent / "pass_rates.jsonl").exists():
-        return Pool(source)
-    if steps := sorted(source.glob("step-*.parquet")):
-        return _join_steps(steps)
-    return read_groups(source, with_tokens=False)
-
-
-def _join_steps(files: list[Path]) -> list[Group]:
-    """In memory: each pass over the problems has an order of its own, so files share nothing."""
-    parts: dict[str, list[Group]] = {}
-    for file in files:
-        for group in read_groups(file, with_tokens=False):
-            parts.setdefault(group.problem.id, []).append(group)
-    return [join_parts(own) for own in parts.values()]
 
 
 def problem_table(groups: Iterable[Group]) -> Iterator[str]:

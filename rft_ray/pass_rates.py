@@ -136,8 +136,14 @@ def parts_on_disk(folder: Path) -> dict[PartKey, Path]:
     found: dict[PartKey, Path] = {}
     for path in sorted(folder.glob("*.parquet")):
         with pq.ParquetFile(path) as file:
-            rows = file.read(columns=["problem_id", SAMPLE_COLUMN]).to_pylist()
-        for row in rows:
-            first = min((rollout["sample"] for rollout in row["rollouts"]), default=0)
-            found[row["problem_id"], first] = path
+            found.update(dict.fromkeys(first_samples(file), path))
     return found
+
+
+def first_samples(file: pq.ParquetFile) -> list[PartKey]:
+    """What identifies each part in a file, in order."""
+    rows = file.read(columns=["problem_id", SAMPLE_COLUMN]).to_pylist()
+    return [
+        (row["problem_id"], min((rollout["sample"] for rollout in row["rollouts"]), default=0))
+        for row in rows
+    ]

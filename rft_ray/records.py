@@ -121,7 +121,7 @@ def count_groups(path: str | Path) -> int:
     """How many records a groups file has, good or bad, without reading them (for progress bars)."""
     path = Path(path)
     if is_parquet(path):
-        return sum(_open_parquet(file).metadata.num_rows for file in parquet_files(path))
+        return sum(open_parquet(file).metadata.num_rows for file in parquet_files(path))
     count, chunk = 0, b"\n"
     with _opened(path) as file:
         while following := file.read(1 << 20):
@@ -233,7 +233,8 @@ def parquet_files(path: Path) -> list[Path]:
     return files
 
 
-def _open_parquet(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A Parquet file of groups, not read yet; InputError where it is none."""
     try:
         # Without pre_buffer a row group streams through the buffer instead of being read whole.
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
@@ -248,7 +249,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 def _read_parquet(path: Path, with_tokens: bool) -> Iterator[tuple[str, Row]]:
     for file in parquet_files(path):
         number = 0
-        opened = _open_parquet(file)
+        opened = open_parquet(file)
         columns = ["problem", "rollouts"] if with_tokens else _columns_without_tokens(opened)
         batches = opened.iter_batches(READ_ROWS, columns=columns)
         while True:

@@ -12,8 +12,6 @@ from rft_ray.inspection import (
     MAX_PROBLEMS,
     describe_problem,
     find_problem,
-    find_source,
-    open_source,
     problem_table,
 )
 from rft_ray.records import read_groups, write_groups
@@ -113,35 +111,6 @@ def test_an_unknown_problem_comes_with_the_nearest_ids() -> None:
         find_problem(groups, "?", "x")
 
 
-def test_a_run_directory_means_its_newest_round_that_has_rollouts(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    first, second = run / "round-000/selected", run / "round-001/sampled"
-    for folder in (first, second, run / "round-002"):
-        folder.mkdir(parents=True)
-    with pytest.raises(InputError, match="no selected or sampled rollouts in any round"):
-        find_source(run)
-    write_groups(first / "0.parquet", [group_of("p", 1)])
-    write_groups(second / "0.parquet", [group_of("p", 2)])
-    assert find_source(run) == second
-    assert find_source(run, sampled=False) == first
-    assert find_source(run, 0) == first
-    assert find_source(first) == first
-    with pytest.raises(InputError, match=r"there is no round 3 \(there: 0, 1, 2\)"):
-        find_source(run, 3)
-    with pytest.raises(InputError, match="no selected rollouts in round 1"):
-        find_source(run, 1, sampled=False)
-    with pytest.raises(InputError, match="not a run directory, so there is no round 0"):
-        find_source(first, 0)
-
-
-def test_an_online_run_shows_a_problem_once_with_what_it_got_in_every_step(tmp_path: Path) -> None:
-    for step, names in enumerate((["p", "q"], ["r", "p"]), start=1):
-        groups = [group_of(name, step) for name in names]
-        write_groups(tmp_path / f"step-{step:06d}.parquet", groups)
-    shown = {group.problem.id: len(group.accepted) for group in open_source(tmp_path)}
-    assert shown == {"p": 3, "q": 1, "r": 2}
-
-
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl"])
 def test_groups_are_read_without_their_tokens(tmp_path: Path, name: str) -> None:
     rollout = Rollout("a", "t", token_ids=[1, 2], logprobs=[-1.0, -2.0], verdict="correct")
@@ -152,17 +121,3 @@ def test_groups_are_read_without_their_tokens(tmp_path: Path, name: str) -> None
     assert (read.rollouts[0].completion, read.rollouts[0].verdict) == ("t", "correct")
     if name == "x.parquet":
         assert read.rollouts[0].token_ids is None and read.rollouts[0].logprobs is None
-
-
-def test_a_round_that_is_being_sampled_in_waves_shows_whole_problems(tmp_path: Path) -> None:
-    place = tmp_path / "round-000" / "sampled"
-    place.mkdir(parents=True)
-    for first in (0, 2):
-        rollouts = [Rollout("a", f"text {i}", sample=i) for i in (first, first + 1)]
-        write_groups(place / f"{first}.parquet", [Group(Problem("p", "q", "1"), rollouts)])
-    # a fixed budget has a problem once, so twice is a mistake
-    with pytest.raises(InputError, match="is also at"):
-        list(open_source(find_source(tmp_path)))
-    (tmp_path / "round-000" / "pass_rates.jsonl").write_text("")
-    (group,) = open_source(find_source(tmp_path))
-    assert [r.sample for r in group.rollouts] == [0, 1, 2, 3]
