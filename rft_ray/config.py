@@ -146,9 +146,19 @@ class RunConfig(Section):
             raise ValueError("sampler.max_replicas is for mode offline only")
         if self.mode == "online" and self.budget != BudgetConfig():
             raise ValueError("budget is for mode offline; online, a problem gets sampling.k")
+        self._check_budget()
         self._check_temperatures()
         self._check_recipes()
         return self
+
+    def _check_budget(self) -> None:
+        """A wave counts what it accepts; these decide over all rollouts of a problem at once."""
+        for name in ("best_of", "majority"):
+            if self.budget.kind != "fixed" and getattr(self.verifier, name) is not None:
+                raise ValueError(
+                    f"verifier.{name} needs all rollouts of a problem at once, but budget.kind "
+                    f"{self.budget.kind} counts the accepted ones wave by wave; give kind: fixed"
+                )
 
     def _check_temperatures(self) -> None:
         """vLLM refuses several greedy completions of one prompt, which would all be the same."""

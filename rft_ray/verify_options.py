@@ -12,7 +12,8 @@ STYLES = ("gsm8k", "math", "reward")
 FILTERS = ("mixed_languages", "repetition", "length")
 EXAMPLE = """\
 GROUPS is a .jsonl or .parquet file, a folder of .parquet files, or a run directory, of which the
-newest rollouts are taken; the ending of OUT chooses its format. A rollout needs only `policy` and `completion`, a problem only `id`, `prompt`, `answer`.
+newest rollouts are taken; the ending of OUT chooses its format. A rollout needs only `policy` and
+`completion`, a problem only `id`, `prompt`, `answer`.
 Styles: gsm8k wants a plain number after ####, in \\boxed{} or after "the answer is"; math reads
 LaTeX; reward accepts by the `reward` that the rollouts have.
 

@@ -4,8 +4,8 @@ A wave is a stream: asks in, rollouts on disk under the round's `sampled/`, grad
 problem is asked next depends on its own counts alone (`budget.py`), so a run that is killed asks
 for the same rollouts again and for none that are on disk. Only counts stay in memory. When nothing
 is wanted any more, the problems' parts are read as the groups of a fixed budget, and graded once
-more: a vote (`verifier.majority`) and `verifier.best_of` are of all of a problem's rollouts, so the
-verdicts of its parts are not those of the whole.
+more, since a wave keeps counts and no verdicts. Left out: `verifier.majority` and
+`verifier.best_of`, which are of all of a problem's rollouts and so cannot be counted by parts.
 """
 
 from typing import TYPE_CHECKING

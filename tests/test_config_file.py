@@ -127,6 +127,11 @@ def test_the_last_override_of_a_field_wins(path: Path) -> None:
         ("budget: {kind: adaptive}\n", "c.yaml:12: budget.kind: Input should be 'fixed', 'uni"),
         ("budget: {correct: 0}\n", "c.yaml:12: budget.correct: Input should be greater than or eq"),
         ("mode: online\nbudget: {kind: uniform}\n", "budget is for mode offline; online, a pr"),
+        ("budget: {kind: uniform}\nverifier: {majority: 0.5}\n", "verifier.majority needs all ro"),
+        (
+            "budget: {kind: prop2diff}\nverifier: {style: reward, best_of: 2}\n",
+            "c.yaml: verifier.best_of needs all rollouts of a problem at once, but budget.kind p",
+        ),
         ("machines: {gpus_node: 8}\n", "unknown key 'machines.gpus_node'; did you mean 'gpus_p"),
     ],
 )
