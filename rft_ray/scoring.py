@@ -6,6 +6,7 @@ the validation problems; the held-out problems take no part in choosing it. Comp
 checkpoint, so asking for a score again reads it.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rft_ray import evaluation
+from rft_ray.config import RunConfig
 from rft_ray.console import progress, say
 from rft_ray.prompts import Prompt
+from rft_ray.run_dir import write_atomically
 from rft_ray.sampling import LIVE, Policy, SamplingPlan, Weights
 from rft_ray.saturation import is_saturated
 from rft_ray.scores import (
@@ -231,17 +234,30 @@ def log_gain(scorer: Scorer, stage: Stage, target: Checkpoints) -> None:
 
 def publish(study: Study, number: int, rows: list[EvaluationRow]) -> None:
     """The rows of a round to its `evaluation.json`, which marks the round as finished."""
-    write_rows(study.run.round(number).evaluation, rows)
+    round_dir = study.run.round(number)
+    write_rows(round_dir.evaluation, rows)
+    write_atomically(round_dir.asked, json.dumps(what_is_asked(study.config), indent=1) + "\n")
+
+
+def what_is_asked(config: RunConfig) -> dict[str, Any]:
+    """What decides which rows a round has: a run that has its rows may be asked for more."""
+    return {
+        "evaluation": config.evaluation.model_dump(mode="json", exclude={"parity_tolerance"}),
+        "out_of_domain": sorted(config.problems.out_of_domain),
+        "controls": sorted(config.controls),
+    }
 
 
 def is_finished(study: Study) -> bool:
-    """Whether the target of every round is scored, so that there is nothing left to do.
+    """Whether every round has the rows it is asked for, so that there is nothing left to do.
 
     A run may end before its last round (`saturation.py`).
     """
     for number in range(study.config.num_rounds):
-        rows = _published(study, number)
+        rows, asked = _published(study, number), study.run.round(number).asked
         if not any(row["stage"].startswith(("rft", "online")) for row in rows):
+            return False
+        if not asked.exists() or json.loads(asked.read_text()) != what_is_asked(study.config):
             return False
         if is_saturated(study, number):
             break

@@ -72,6 +72,10 @@ def test_other_problems_under_the_same_name_are_refused(tmp_path: Path) -> None:
             keep_problems(run, {"train": [Problem("1", "2+2?", "5")], "heldout": seen})
         with pytest.raises(InputError, match="the heldout problems"):
             keep_problems(run, {"train": seen, "heldout": [*seen, Problem("2", "\ud800", "1")]})
+        more = {"train": seen, "heldout": seen, "svamp": seen}
+        keep_problems(run, more)
+        with pytest.raises(InputError, match="the svamp problems are not those"):
+            keep_problems(run, {**more, "svamp": seen[:0]})
 
 
 def test_where_work_runs_may_change(tmp_path: Path) -> None:
@@ -80,11 +84,38 @@ def test_where_work_runs_may_change(tmp_path: Path) -> None:
         "trainer": {"num_workers": 4},
         "sampler": {"env": {"A": "b"}},
         "verifier": {"workers": 4},
-        "evaluation": {"parity_tolerance": 0.5},
     }
     elsewhere = make_config(tmp_path / "run", **moved)
     with open_run_dir(elsewhere):
         pass
+
+
+def test_a_run_may_be_compared_with_more_and_scored_in_other_ways(tmp_path: Path) -> None:
+    one = {"format": "word_problems", "count": 2, "split": "validation"}
+    problems = {"train": one, "heldout": one, "out_of_domain": {"a": one}}
+    start(make_config(tmp_path / "run", controls=["random"], problems=problems))
+    more = {**problems, "out_of_domain": {"b": {**one, "count": 3}, "a": one}}
+    added = {
+        "controls": ["no_dedup", "random"],
+        "problems": more,
+        "evaluation": {"samples": 8, "ks": [4], "max_tokens": 7, "icl_shots": 1},
+        "online": {"evaluate_every": 3},
+        "rft": {"export_every": 5},
+    }
+    with open_run_dir(make_config(tmp_path / "run", **added)):
+        pass
+    for key, fewer in (
+        ("controls", {**added, "controls": ["no_dedup"]}),
+        (r"problems\.out_of_domain\.b", {**added, "problems": problems}),
+        (r"problems\.out_of_domain\.a\.count", {
+            **added, "problems": {**more, "out_of_domain": {
+                **more["out_of_domain"], "a": {**one, "count": 9}}}}),
+    ):  # fmt: skip
+        with (
+            pytest.raises(InputError, match=f"another {key};"),
+            open_run_dir(make_config(tmp_path / "run", **fewer)),
+        ):
+            pass
 
 
 def test_a_run_may_be_taken_further_but_not_cut_short(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """A run ends when rounds stop finding new paths. Run: pytest tests/test_saturation.py"""
 
-import json
 import random
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import pytest
 from rft_ray.config_file import load_config
 from rft_ray.run_dir import RunDir, read_metrics
 from rft_ray.saturation import is_saturated, new_paths, note_new_paths
-from rft_ray.scoring import is_finished
+from rft_ray.scores import EvaluationRow
+from rft_ray.scoring import is_finished, publish
 from rft_ray.selection import path_key, select_group
 from rft_ray.study import Study
 from rft_ray.types import Group
@@ -17,6 +17,7 @@ from tests.made_up_run import log, make_group, of_rounds, select_lines
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 ROUNDS = 3
+ROW = EvaluationRow("target", "rft_pooled", "pass@1", value=0.5, n=1, low=0.0, high=1.0, step=1)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_a_run_ends_with_the_first_round_below_the_threshold(
     assert (line["kind"], line["new_paths"], line["rollouts"]) == ("new_paths", found, 180)
     for number in range(2):
         assert not is_finished(study)
-        write_result(tmp_path, number)
+        publish(study, number, [ROW])
     # the third round is not missing
     assert is_finished(study)
 
@@ -81,14 +82,5 @@ def test_without_a_threshold_every_round_is_run(tmp_path: Path, groups: list[Gro
     assert not any(is_saturated(study, number) for number in range(ROUNDS))
     for number in range(ROUNDS):
         assert not is_finished(study)
-        write_result(tmp_path, number)
+        publish(study, number, [ROW])
     assert is_finished(study)
-
-
-def write_result(folder: Path, number: int) -> None:
-    """The marker of a finished round."""
-    row = {"model": "target", "stage": "rft_pooled", "metric": "pass@1", "value": 0.5, "n": 1,
-           "low": 0.0, "high": 1.0, "step": 1}  # fmt: skip
-    place = folder / f"round-{number:03d}"
-    place.mkdir(exist_ok=True)
-    (place / "evaluation.json").write_text(json.dumps([row]))
