@@ -87,7 +87,7 @@ class RunConfig(Section):
     """What is particular to each round, in order."""
     controls: list[Control] = Field(default=[])
     """Further trainings of the target to compare with, each on the same gold solutions and the
-    same recipe. own: the rollouts of the policy that shares its base; random: as many of each
+    same recipe. own: the rollouts of the policies that share its base; random: as many of each
     problem's accepted rollouts, drawn at random; no_dedup: every accepted rollout."""
     online: OnlineConfig = OnlineConfig()
     trainer: TrainerConfig = TrainerConfig()
@@ -100,9 +100,15 @@ class RunConfig(Section):
     is refused at once."""
 
     @property
+    def own_policies(self) -> list[PolicyConfig]:
+        """The policies with the target's base model, however its folder is written."""
+        base = _same_model(self.target.model)
+        return [policy for policy in self.policies if _same_model(policy.model) == base]
+
+    @property
     def own_policy(self) -> PolicyConfig | None:
-        """The first policy with the target's base model, if there is one."""
-        return next((p for p in self.policies if p.model == self.target.model), None)
+        """The first of them, if there is one: the target shares its sampler; online it is live."""
+        return next(iter(self.own_policies), None)
 
     def round(self, number: int) -> RoundConfig:
         """What holds in a round, counted from 0."""
@@ -136,9 +142,9 @@ class RunConfig(Section):
             raise ValueError(
                 f"rounds has {len(self.rounds)} entries, but num_rounds is {self.num_rounds}"
             )
-        if "own" in self.controls and (self.own_policy is None or len(names) == 1):
+        if "own" in self.controls and len(self.own_policies) in (0, len(names)):
             raise ValueError(
-                "controls: own needs several policies, one of them with the target's model"
+                "controls: own needs a policy with the target's model and one with another"
             )
         if self.mode == "online" and self.own_policy is None:
             raise ValueError("mode online needs a policy with the target's model: the live policy")
@@ -195,6 +201,11 @@ class RunConfig(Section):
             starts = {r.policies_start_from for r in self.rounds if r.retrain_policies}
             if policy.sft is None and "sft" in starts:
                 raise ValueError(f"policy {policy.name} is retrained from its sft, but has no sft")
+
+
+def _same_model(model: str) -> str:
+    """What two names of one model have in common: its folder, or its hub name as it is."""
+    return os.path.realpath(os.path.expanduser(model))
 
 
 def _inherit(own: Any, shared: dict[str, Any], names: tuple[str, ...]) -> Any:

@@ -1,10 +1,11 @@
 """Controls: what the target is trained on instead, to see what pooling and selection are worth.
 
-Pure functions of a selected group. own: the run's rule over the rollouts of one policy (Yuan et
-al. 2023, RFT without U); no_dedup: every accepted rollout (their Table 5); random: as many of each
-problem's accepted rollouts as were selected, so only diversity differs, not the amount.
+Pure functions of a selected group. own: the run's rule over the rollouts of the target's own base
+(Yuan et al. 2023, RFT without U); no_dedup: every accepted rollout (their Table 5); random: as many
+of each problem's accepted rollouts as were selected, so only diversity differs, not the amount.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from rft_ray.config_sections import SelectionConfig
@@ -13,9 +14,11 @@ from rft_ray.selection_rules import seeded
 from rft_ray.types import Group
 
 
-def own_rollouts(group: Group, policy: str, selection: SelectionConfig) -> Group:
-    """The group with the rollouts of one policy only, selected among themselves."""
-    own = [rollout for rollout in group.rollouts if rollout.policy == policy]
+def own_rollouts(
+    group: Group, policies: Collection[str], selection: SelectionConfig
+) -> Group:
+    """The group with the rollouts of some policies only, selected among themselves."""
+    own = [rollout for rollout in group.rollouts if rollout.policy in policies]
     return select_group(Group(group.problem, own), selection)
 
 

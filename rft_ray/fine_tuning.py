@@ -112,11 +112,9 @@ def train_controls(
 
     `checkpoints` are those from before the round's training.
     """
-    own = study.config.own_policy
+    own = [policy.name for policy in study.config.own_policies]
     select: dict[str, Callable[[Group], Group]] = {
-        "own": lambda group: own_rollouts(
-            group, own.name if own else "", study.config.selection
-        ),
+        "own": lambda group: own_rollouts(group, own, study.config.selection),
         "random": lambda group: random_rollouts(group, study.config.seed),
         "no_dedup": all_accepted,
     }

@@ -191,7 +191,7 @@ def score_baselines(scorer: Scorer, checkpoints: dict[str, Checkpoints]) -> list
 
 def rft_stage(study: Study, number: int) -> Stage:
     """The target after a round: RFT on the rollouts of its own base alone, or on other ones too."""
-    is_own = len(study.config.policies) == 1 and study.config.own_policy is not None
+    is_own = len(study.config.policies) == len(study.config.own_policies)
     return Stage(TARGET, "rft_own" if is_own else "rft_pooled", number)
 
 

@@ -203,10 +203,26 @@ def test_the_last_entry_of_rounds_holds_for_all_after_it(path: Path) -> None:
 def test_the_control_of_own_rollouts_needs_a_policy_with_the_targets_model(path: Path) -> None:
     own = load(path, BASE, "controls=[own]").own_policy
     assert own is not None and own.name == "small"
-    for override in ("target.model=other", "policies=[{name: a, model: m}]"):
-        assert "controls: own needs several policies" in refuse(
+    same = "policies=[{name: a, model: m}, {name: b, model: ./m/}]"
+    for override in ("target.model=other", "policies=[{name: a, model: m}]", same):
+        expected = "controls: own needs a policy with the target's model and one with another"
+        assert expected in refuse(
             path, BASE, "controls=[own]", override
         )
+
+
+@pytest.mark.parametrize("written", ["m", "m/", "./m", "../{here}/m", "{full}/m"])
+def test_a_base_is_the_same_however_its_folder_is_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    monkeypatch.chdir(path.parent)
+    name = written.format(here=path.parent.name, full=path.parent)
+    models = f"{{name: a, model: n}}, {{name: b, model: {name}}}, {{name: c, model: m}}"
+    policies = f"policies=[{models}]"
+    config = load(path, BASE, policies)
+    assert [policy.name for policy in config.own_policies] == ["b", "c"]
+    assert config.own_policy is config.policies[1]
+    assert load(path, BASE, policies, "target.model=M").own_policy is None
 
 
 def test_several_rollouts_at_temperature_zero_are_refused(path: Path) -> None:

@@ -42,10 +42,12 @@ def test_random_draws_differ_between_seeds_and_reach_every_accepted_rollout() ->
 
 
 @given(groups())
-def test_own_is_the_papers_rule_over_one_policys_rollouts(group: Group) -> None:
-    own = own_rollouts(group, "a", SelectionConfig())
+def test_own_is_the_papers_rule_over_its_own_bases_rollouts(group: Group) -> None:
+    own = own_rollouts(group, ["a"], SelectionConfig())
     alone = Group(group.problem, [r for r in group.rollouts if r.policy == "a"])
     assert own == select_group(alone)
+    # two policies may share the target's base
+    assert own_rollouts(group, ["a", "b"], SelectionConfig()) == select_group(group)
 
 
 @given(groups())
