@@ -27,6 +27,7 @@ from rft_ray.score_rows import (
     STAGES,
     TARGET,
     Score,
+    baseline_score,
     cut,
     in_order,
     main_score,
@@ -163,7 +164,8 @@ def _gains(gains: list[Line]) -> Html:
         names = [gain.get("metric"), stage, *([round_of(gain)] if has_rounds else [])]
         rows.append([*names, show(gain, "value", "{:+.1%}"), show_interval(gain, "{:+.1%}")])
     headers = headers if has_rounds else [name for name in headers if name != "round"]
-    title = "Gain of the target over its SFT, paired by problem:"
+    over = stage_label(str(gains[-1].get("baseline", "sft")))
+    title = f"Gain of the target over its {over}, paired by problem:"
     return join([tag("p", title), table(headers, rows, num_labels=len(headers) - 2)])
 
 
@@ -186,11 +188,10 @@ def _round_plots(scores: list[Score]) -> Html:
             colours[name] = score.colour + NUM_COLOURS * (score.model != TARGET)
         elif (score.model, score.stage) == (TARGET, main.stage):
             sets.setdefault(cut(score.problem_set), []).append(point)
-    for score in scores:
-        if (score.model, score.stage, score.metric, score.problem_set) == (
-            TARGET, "sft", GREEDY, HELDOUT):  # fmt: skip
-            stages["SFT"] = [(r, score.interval()[0]) for r in (rounds[0], rounds[-1])]
-            colours["SFT"] = STAGES["sft"].colour + NUM_COLOURS
+    if before := baseline_score(scores):
+        name = stage_label(before.stage)
+        stages[name] = [(r, before.interval()[0]) for r in (rounds[0], rounds[-1])]
+        colours[name] = before.colour + NUM_COLOURS
     plots = [line_plot("Held-out pass@1 against rounds", "round", stages, shares=True,
                        colours=list(colours.values()))]  # fmt: skip
     if sets:

@@ -26,6 +26,7 @@ tags:
 """
 STAGES = {
     "icl": "base model, prompted with solved problems",
+    "base": "base model",
     "sft": "fine-tuned on the gold solutions",
     "rft_own": "rejection-sampling fine-tuned on its own base's rollouts",
     "rft_pooled": "rejection-sampling fine-tuned on the rollouts of all policies",

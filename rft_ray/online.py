@@ -21,7 +21,15 @@ from rft_ray.live_training import LiveTraining, live_training
 from rft_ray.offline import show_results
 from rft_ray.records import read_groups
 from rft_ray.run_dir import read_metrics
-from rft_ray.scoring import Scorer, Stage, is_finished, log_gain, publish, score_baselines
+from rft_ray.scoring import (
+    Scorer,
+    Stage,
+    baseline_stage,
+    is_finished,
+    log_gain,
+    publish,
+    score_baselines,
+)
 from rft_ray.selection import group_statistics
 from rft_ray.slice_sampler import SliceSampler
 from rft_ray.study import TARGET, Checkpoints, Study, open_study, running_samplers
@@ -41,7 +49,7 @@ def run_online(config: RunConfig) -> None:
                 rows = score_baselines(scorer, checkpoints)
                 if "validation" in study.problems:
                     # what the scores while training are to be compared with
-                    scorer.validate(Stage(TARGET, "sft"), checkpoints[TARGET].sft[-1])
+                    scorer.validate(baseline_stage(study), checkpoints[TARGET].sft[-1])
                 checkpoints = sample_and_train(scorer, checkpoints)
                 log_counts(study)
                 rows += scorer.target_rows(ONLINE, checkpoints[TARGET].current)

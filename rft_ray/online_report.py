@@ -25,10 +25,10 @@ from rft_ray.page import (
     tag,
 )
 from rft_ray.plots import Point, Series, line_plot
-from rft_ray.score_rows import STAGES, TARGET
+from rft_ray.score_rows import BASELINES, STAGES, TARGET
 from rft_ray.training_report import curve, numbers, points_width
 
-ONLINE, SFT = "online", "sft"
+ONLINE = "online"
 # The parts of a step: each side's, in order, with their colours of the page's palette.
 DRIVER = {"sample": 2, "verify": 3}
 TRAINER = {"train": 0, "save": 5, "refresh": 1, "wait": 6}
@@ -141,7 +141,7 @@ def _learned(steps: list[Line], settings: Line) -> Html:
 
 
 def _validation(scored: list[Line]) -> Html:
-    """Accuracy against the step, with where SFT had brought the target."""
+    """Accuracy against the step, with where the target was before the first."""
     lines = [line for line in scored if is_validation(line) and line.get("model") == TARGET]
     last = {number(line, "step"): line for line in lines if line.get("stage") == ONLINE}
     points = [_point(last[step]) for step in sorted(last) if math.isfinite(step)]
@@ -149,16 +149,16 @@ def _validation(scored: list[Line]) -> Html:
         return Html("")
     series: Series = {STAGES[ONLINE].label: points}
     note = "Greedy pass@1 on the validation problems with 95% intervals; steps are batches."
-    before = [line for line in lines if line.get("stage") == SFT]
+    before = [line for line in lines if line.get("stage") in BASELINES]
     if before:
         baseline = max(before, key=lambda line: number(line, "step"))
         value, ends = number(baseline, "value"), (min(0.0, points[0][0]), points[-1][0])
-        series[STAGES[SFT].label] = [(x, value) for x in ends]
-        shown = show(baseline, "value", "{:.1%}")
-        note += f" SFT is where online training began: {shown}."
+        label, shown = STAGES[baseline["stage"]].label, show(baseline, "value", "{:.1%}")
+        series[label] = [(x, value) for x in ends]
+        note += f" {label} is where online training began: {shown}."
     else:
-        note += " SFT was not scored on them."
-    colours = [STAGES[ONLINE].colour, STAGES[SFT].colour + NUM_COLOURS]
+        note += " What it began with was not scored on them."
+    colours = [STAGES[ONLINE].colour, STAGES["sft"].colour + NUM_COLOURS]
     plot = line_plot("Validation pass@1", "step", series, shares=True,
                      colours=colours[: len(series)])  # fmt: skip
     title = tag("h3", "Validation while training")

@@ -27,7 +27,14 @@ from rft_ray.page import Html, Line, join, number, page, round_of, show, show_in
 from rft_ray.rollout_report import path_curves, rollout_statistics
 from rft_ray.rollout_summary import RolloutSummary, read_rollouts
 from rft_ray.run_dir import read_metrics, write_atomically
-from rft_ray.score_rows import GREEDY, HELDOUT, TARGET, Score, main_score, read_scores
+from rft_ray.score_rows import (
+    GREEDY,
+    Score,
+    baseline_score,
+    main_score,
+    read_scores,
+    stage_label,
+)
 from rft_ray.training_report import phases, refreshes, training_jobs
 
 NOT_YET = tag("p", "Not computed yet.", class_="note")
@@ -147,13 +154,8 @@ def _read_json(path: Path, missing: Any) -> Any:
 
 def _headline(run: Run) -> Html:
     scores = read_scores(run.rows)
-    after = main_score(scores)
-    before = [
-        score.line
-        for score in scores
-        if (score.model, score.stage, score.metric, score.problem_set)
-        == (TARGET, "sft", GREEDY, HELDOUT)
-    ]
+    before, after = baseline_score(scores), main_score(scores)
+    start = stage_label(before.stage) if before else "SFT"
     label = after.label(len(run.rounds) > 1) if after else "RFT"
     gains = _main_gains(run, after)
     return join(
@@ -161,9 +163,13 @@ def _headline(run: Run) -> Html:
             _summary(run),
             tag(
                 "div",
-                _card("Target after SFT", before, "{:.1%}"),
+                _card(
+                    "Target before training" if start == "base" else f"Target after {start}",
+                    [before.line] if before else [],
+                    "{:.1%}",
+                ),
                 _card(f"Target after {label}", [after.line] if after else [], "{:.1%}"),
-                _card("Gain over SFT, paired by problem", gains, "{:+.1%}"),
+                _card(f"Gain over {start}, paired by problem", gains, "{:+.1%}"),
                 class_="cards",
             ),
             tag("p", "Greedy pass@1 on held-out problems, last checkpoint, with 95% intervals. ",

@@ -26,6 +26,7 @@ class Stage:
 
 STAGES = {
     "icl": Stage("prompted", 6, "the base model, shown solved training problems in its prompt."),
+    "base": Stage("base", 3, "the pre-trained model as it is."),
     "sft": Stage("SFT", 3, "trained on the gold solutions alone."),
     "rft_own": Stage("RFT, own", 2, "only the rollouts of the target's own base."),
     "rft_random": Stage(
@@ -37,6 +38,8 @@ STAGES = {
     ),
     "online": Stage("online RFT", 4, "rollouts sampled from the model while it is trained."),
 }
+# What there is of a model before its RFT: either.
+BASELINES = ("base", "sft")
 # What a run is for; the other stages are there to compare with.
 MAIN_STAGES = ("rft_pooled", "online", "rft_own")
 
@@ -55,7 +58,7 @@ class Score:
     @property
     def is_trained_in_rounds(self) -> bool:
         """Whether the round says anything about the stage."""
-        return self.stage not in ("icl", "sft")
+        return self.stage not in ("icl", *BASELINES)
 
     def label(self, has_rounds: bool) -> str:
         """The stage and, where there are several and it matters, the round."""
@@ -107,6 +110,15 @@ def main_score(scores: Iterable[Score]) -> Score | None:
         and score.stage in MAIN_STAGES
     }
     return of_target[max(of_target)] if of_target else None
+
+
+def baseline_score(scores: Iterable[Score]) -> Score | None:
+    """Greedy accuracy of the target on held-out problems before its RFT."""
+    for score in scores:
+        identity = (score.model, score.metric, score.problem_set)
+        if identity == (TARGET, GREEDY, HELDOUT) and score.stage in BASELINES:
+            return score
+    return None
 
 
 def stage_label(stage: str) -> str:

@@ -178,15 +178,24 @@ def _score(groups: Iterable[Group], metrics: dict[str, Metric]) -> Scores:
 
 
 def score_baselines(scorer: Scorer, checkpoints: dict[str, Checkpoints]) -> list[EvaluationRow]:
-    """Rows of what there is before the first round: ICL, each policy's SFT, the target's SFT."""
+    """Rows of what there is before the first round: ICL, then each policy and the target after SFT.
+
+    A model without SFT is scored as it is (stage `base`).
+    """
     study = scorer.study
     rows: list[EvaluationRow] = []
     prompt = icl_prompt(study.config, study.problems["train"])
     if prompt:
         rows += scorer.target_rows(Stage(TARGET, "icl", prompt=prompt), [checkpoints[TARGET].base])
     for policy in study.policies:
-        rows += scorer.policy_rows(Stage(policy.name, "sft"), checkpoints[policy.name].sft[-1])
-    return rows + scorer.target_rows(Stage(TARGET, "sft"), checkpoints[TARGET].sft)
+        stage = Stage(policy.name, policy.baseline)
+        rows += scorer.policy_rows(stage, checkpoints[policy.name].sft[-1])
+    return rows + scorer.target_rows(baseline_stage(study), checkpoints[TARGET].sft)
+
+
+def baseline_stage(study: Study) -> Stage:
+    """The target before its RFT: after SFT, or the base where it has none."""
+    return Stage(TARGET, study.target.baseline)
 
 
 def rft_stage(study: Study, number: int) -> Stage:
@@ -203,7 +212,7 @@ def score_round(
 ) -> list[EvaluationRow]:
     """Rows of a round: retrained policies, the target, and the target of each control.
 
-    The target's gain over its SFT goes to the metrics and is said.
+    The target's gain over its baseline goes to the metrics and is said.
     """
     study = scorer.study
     stage = rft_stage(study, number)
@@ -220,14 +229,16 @@ def score_round(
 
 
 def log_gain(scorer: Scorer, stage: Stage, target: Checkpoints) -> None:
-    """The paired difference to the SFT baseline, whose completions are on disk."""
-    before = scorer.greedy(Stage(TARGET, "sft"), target.sft[-1], "heldout")[GREEDY]
+    """The paired difference to the target before RFT, whose completions are on disk."""
+    baseline = baseline_stage(scorer.study)
+    before = scorer.greedy(baseline, target.sft[-1], "heldout")[GREEDY]
     after = scorer.greedy(stage, target.newest, "heldout")[GREEDY]
     value, low, high = paired_difference(after, before)
     labels = {"metric": GREEDY, "stage": stage.stage, "round": stage.round}
-    scorer.study.run.log("gain", **labels, value=value, low=low, high=high)
+    values = {"baseline": baseline.stage, "value": value, "low": low, "high": high}
+    scorer.study.run.log("gain", **labels, **values)
     say(
-        f"round {stage.round}, {stage.stage} - sft, {GREEDY}: {value:+.1%} "
+        f"round {stage.round}, {stage.stage} - {baseline.stage}, {GREEDY}: {value:+.1%} "
         f"(95% interval {low:+.1%} to {high:+.1%})"
     )
 

@@ -49,6 +49,11 @@ class Model:
     sft: RecipeConfig | None
     rft: RecipeConfig
 
+    @property
+    def baseline(self) -> str:
+        """The stage that its RFT is compared with: after SFT, or the base where it has none."""
+        return "sft" if self.sft else "base"
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:

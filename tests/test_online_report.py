@@ -112,7 +112,8 @@ def test_partial_rewards_are_a_line_of_their_own() -> None:
 
 def test_without_a_score_of_sft_there_is_no_reference() -> None:
     scored = [line for line in online_evaluations(60) if line["stage"] == "online"]
-    assert "SFT was not scored on them" in online_report([online_line(1)], scored, SETTINGS)
+    found = online_report([online_line(1)], scored, SETTINGS)
+    assert "What it began with was not scored on them" in found
     assert "Validation" not in online_report([online_line(1)], [], SETTINGS)
 
 

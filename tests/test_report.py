@@ -282,3 +282,16 @@ def test_path_curves_end_at_the_tally() -> None:
         for name, points in sums.curves().items():
             assert [k for k, _ in points] == ks
             assert points[-1][1] == pytest.approx(tally.per_problem(name, "distinct_paths"))
+
+
+def test_a_run_without_sft_is_compared_with_its_base(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for file in run.glob("round-*/evaluation.json"):
+        file.write_text(file.read_text().replace('"sft"', '"base"'))
+    metrics = run / "metrics.jsonl"
+    text = metrics.read_text().replace('"stage": "sft"', '"stage": "base"')
+    metrics.write_text(text.replace('"kind": "gain"', '"kind": "gain", "baseline": "base"'))
+    shown = page_of(run).text
+    assert "Target before training\n44.1%" in shown and "Gain over base, paired" in shown
+    assert "Gain of the target over its base, paired by problem" in shown
+    assert STAGES["base"].note in shown and "SFT" not in shown

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from rft_ray.page import Line
-from rft_ray.score_rows import main_score, read_scores, split_metric
+from rft_ray.score_rows import baseline_score, main_score, read_scores, split_metric
 from tests.made_up_run import evaluation_rows
 
 
@@ -51,6 +51,17 @@ def test_the_main_score_is_of_the_last_round_that_has_one() -> None:
     assert main is not None and (main.stage, main.round) == ("rft_own", 1)
     assert main_score(read_scores(r for r in rows if r["stage"] in ("sft", "rft_random"))) is None
     assert main_score([]) is None
+
+
+@pytest.mark.parametrize("stage", ["sft", "base"])
+def test_the_baseline_is_the_target_before_any_round(stage: str) -> None:
+    rows = [{**row, "stage": stage} if row["stage"] == "sft" else row for row in rows_of(0, 1)]
+    before = baseline_score(read_scores(rows))
+    assert before is not None
+    assert (before.model, before.stage, before.metric, before.problem_set) == (
+        "target", stage, "pass@1", "")  # fmt: skip
+    assert before.label(has_rounds=True) == {"sft": "SFT", "base": "base"}[stage]
+    assert baseline_score(read_scores(r for r in rows if r["stage"] != stage)) is None
 
 
 def test_the_last_row_of_an_identity_counts() -> None:
