@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rft_ray.budget import Tried, add_up
@@ -142,8 +145,12 @@ def parts_on_disk(folder: Path) -> dict[PartKey, Path]:
 
 def first_samples(file: pq.ParquetFile) -> list[PartKey]:
     """What identifies each part in a file, in order."""
-    rows = file.read(columns=["problem_id", SAMPLE_COLUMN]).to_pylist()
-    return [
-        (row["problem_id"], min((rollout["sample"] for rollout in row["rollouts"]), default=0))
-        for row in rows
-    ]
+    table = file.read(columns=["problem_id", SAMPLE_COLUMN])
+    if not len(table):
+        return []
+    rollouts = pa.concat_arrays(table["rollouts"].chunks)
+    lengths = rollouts.value_lengths().to_numpy(zero_copy_only=False)
+    samples = pc.struct_field(rollouts.flatten(), "sample").to_numpy(zero_copy_only=False)
+    firsts, starts, has_any = np.zeros(len(lengths), int), np.cumsum(lengths) - lengths, lengths > 0
+    firsts[has_any] = np.minimum.reduceat(samples, starts[has_any]) if has_any.any() else 0
+    return list(zip(table["problem_id"].to_pylist(), firsts.tolist(), strict=True))

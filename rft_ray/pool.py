@@ -1,7 +1,8 @@
 """The pool: the groups of a folder, on disk, read by problem id.
 
 Files hold a few groups each, in the order in which the stream finished them. A problem that was
-sampled in waves stands in several, which are one group here. An index of ids is all that stays in
+sampled in waves stands in several, which are one group here; a part that is there twice counts once
+(`repeats.py`). An index of ids is all that stays in
 memory; groups are read when they are asked for.
 """
 
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from rft_ray.pass_rates import PartKey, first_samples
 from rft_ray.records import GROUP_SCHEMA, row_to_group
 from rft_ray.types import Group, Problem
 
@@ -27,10 +29,14 @@ class Pool:
         self.path = folder
         self._files_of: dict[str, list[Path]] = {}
         self._recent: OrderedDict[Path, dict[str, Group]] = OrderedDict()
+        seen: set[PartKey] = set()
         for path in sorted(folder.glob("*.parquet")):
-            ids = pq.read_table(path, columns=["problem_id"])["problem_id"].to_pylist()
-            for problem_id in ids:
-                self._files_of.setdefault(problem_id, []).append(path)
+            with pq.ParquetFile(path) as file:
+                keys = first_samples(file)
+            for key in keys:
+                if key not in seen:
+                    seen.add(key)
+                    self._files_of.setdefault(key[0], []).append(path)
 
     def __len__(self) -> int:
         return len(self._files_of)

@@ -46,9 +46,10 @@ def sample_groups(problems: list[Problem], plan: SamplingPlan, folder: str) -> D
 
     Every sampled group is on disk, under `folder`, before the row leaves the stage.
     """
-    done = sampled_ids(folder)
+    files = sorted(Path(folder).glob("*.parquet"))
+    done = sampled_ids(files)
     todo = [problem for problem in problems if problem.id not in done]
-    parts = [read_groups_dataset(folder)] if done else []
+    parts = [read_files(files)] if done else []
     if todo:
         rows = ray.data.from_items(
             [asdict(problem) for problem in todo],
@@ -253,10 +254,10 @@ def read_files(files: list[Path]) -> Dataset:
     return ray.data.read_parquet(paths, schema=GROUP_SCHEMA, override_num_blocks=len(paths))
 
 
-def sampled_ids(folder: str) -> set[str]:
-    """Ids of the problems whose groups are on disk."""
+def sampled_ids(files: list[Path]) -> set[str]:
+    """Ids of the problems whose groups are in the files."""
     ids: set[str] = set()
-    for path in Path(folder).glob("*.parquet"):
+    for path in files:
         ids.update(pq.read_table(path, columns=["problem_id"])["problem_id"].to_pylist())
     return ids
 

@@ -11,8 +11,9 @@ more, since a wave keeps counts and no verdicts. Left out: `verifier.majority` a
 from typing import TYPE_CHECKING
 
 from rft_ray.budget import BudgetConfig, add_up, next_wave
-from rft_ray.console import progress
+from rft_ray.console import progress, say
 from rft_ray.pass_rates import PassRates, load_rates, parse_part, stored_rates
+from rft_ray.repeats import drop_repeats
 from rft_ray.sampling import Ask, SamplingPlan
 from rft_ray.study import Study
 from rft_ray.types import Problem
@@ -29,6 +30,8 @@ def sample_round(study: Study, plan: SamplingPlan, number: int) -> tuple["Datase
     from rft_ray import stages
 
     problems, sampled = study.problems["train"], str(study.run.round(number).sampled)
+    if repeats := drop_repeats(study.run.round(number).sampled):
+        say(f"{sampled}: {repeats} groups were there twice; of each the first file's was kept")
     if study.config.budget.kind == "fixed":
         return stages.sample_groups(problems, plan, sampled), 0
     rates = sample_in_waves(study, plan, number)
