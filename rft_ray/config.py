@@ -186,6 +186,8 @@ class RunConfig(Section):
             if recipe is None:
                 continue
             check_recipe(self.trainer, recipe, name)
+            if name == "sft" and recipe.start_from != "base":
+                raise ValueError("sft.start_from: SFT starts from base, which is what it is for")
             if recipe.max_length > self.trainer.row_tokens:
                 raise ValueError(
                     f"trainer.row_tokens ({self.trainer.row_tokens}) is less than "
@@ -198,7 +200,8 @@ class RunConfig(Section):
         if self.target.sft is None and "sft" in {self.target.rft.start_from, *starts}:
             raise ValueError("the target's RFT starts from its sft, but it has no sft")
         for policy in self.policies:
-            starts = {r.policies_start_from for r in self.rounds if r.retrain_policies}
+            own = policy.rft.start_from
+            starts = {r.policies_start_from or own for r in self.rounds if r.retrain_policies}
             if policy.sft is None and "sft" in starts:
                 raise ValueError(f"policy {policy.name} is retrained from its sft, but has no sft")
 

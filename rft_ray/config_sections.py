@@ -229,8 +229,8 @@ class RoundConfig(Section):
     retrain_policies: bool = False
     """Train each policy on gold solutions and the rollouts selected so far before this round
     samples (not in the first round)."""
-    policies_start_from: StartFrom = "base"
-    """The weights that retraining a policy starts from."""
+    policies_start_from: StartFrom | None = None
+    """The weights that retraining a policy starts from; none: its `rft.start_from`."""
     target_start_from: StartFrom | None = None
     """The weights the target's training starts from in this round; none: `rft.start_from`."""
 

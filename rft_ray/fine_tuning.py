@@ -71,23 +71,28 @@ def retrain_policies(
     study: Study, number: int, checkpoints: dict[str, Checkpoints]
 ) -> dict[str, Checkpoints]:
     """The checkpoints after each policy has learned from the pool, where this round asks for it."""
-    settings = study.config.round(number)
-    if number == 0 or not settings.retrain_policies:
+    if number == 0 or not study.config.round(number).retrain_policies:
         return checkpoints
     retrained = dict(checkpoints)
     for policy in study.policies:
-        task = Task(
-            job=f"rft-{policy.name}",
-            model=policy,
-            recipe=policy.rft,
-            start=checkpoints[policy.name].start(settings.policies_start_from),
-            data=f"round-{number - 1}",
-            output=study.run.round(number).policy(policy.name),
-            round=number,
-        )
+        task = policy_task(study, number, policy, checkpoints[policy.name])
         trained = train(study, task, selected_groups(study, number - 1))
         retrained[policy.name] = checkpoints[policy.name].after(trained)
     return retrained
+
+
+def policy_task(study: Study, number: int, policy: Model, checkpoints: Checkpoints) -> Task:
+    """The training of a policy before a round, on what the rounds before it selected."""
+    start_from = study.config.round(number).policies_start_from or policy.rft.start_from
+    return Task(
+        job=f"rft-{policy.name}",
+        model=policy,
+        recipe=policy.rft,
+        start=checkpoints.start(start_from),
+        data=f"round-{number - 1}",
+        output=study.run.round(number).policy(policy.name),
+        round=number,
+    )
 
 
 def train_target(

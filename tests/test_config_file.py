@@ -192,6 +192,10 @@ def test_start_from_sft_needs_an_sft(path: Path) -> None:
     restarts = "rounds: [{}, {retrain_policies: true, policies_start_from: sft}]\nnum_rounds: 2\n"
     message = refuse(path, BASE + restarts, "policies.0.sft=null", "policies.1.sft=null")
     assert "policy small is retrained from its sft, but has no sft" in message
+    inherited = "rounds: [{}, {retrain_policies: true}]\nnum_rounds: 2\nrft: {start_from: sft}\n"
+    message = refuse(path, BASE + inherited, "policies.1.sft=null")
+    assert "policy large is retrained from its sft, but has no sft" in message
+    assert "sft.start_from: SFT starts from base" in refuse(path, BASE, "sft.start_from=current")
 
 
 def test_the_last_entry_of_rounds_holds_for_all_after_it(path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from rft_ray.config import RecipeConfig
+from rft_ray.config_file import load_config
 from rft_ray.errors import InputError
-from rft_ray.fine_tuning import Task, watched_exports, write_training_set
+from rft_ray.fine_tuning import Task, policy_task, watched_exports, write_training_set
 from rft_ray.prompts import Prompt, read_examples
 from rft_ray.run_dir import RunDir, read_metrics
 from rft_ray.sampling import Weights
@@ -16,7 +17,8 @@ from rft_ray.study import Checkpoints, Model, Study
 from rft_ray.trainer import TrainingJob
 from rft_ray.types import Group, Problem
 
-BASE = Path(__file__).parents[1] / "configs/quickstart_base/tied"
+CONFIGS = Path(__file__).parents[1] / "configs"
+BASE, CONFIG = CONFIGS / "quickstart_base/tied", CONFIGS / "quickstart.yaml"
 
 
 def make_task(**changes: object) -> Task:
@@ -44,6 +46,34 @@ def test_a_training_starts_where_the_round_says() -> None:
     assert checkpoints.start("sft") == checkpoints.start("current") == "late"
     after = checkpoints.after([Weights("rft", 3)])
     assert (after.start("sft"), after.start("current")) == ("late", "rft")
+
+
+@pytest.mark.parametrize(
+    ("rft", "rounds", "start"),
+    [
+        ("base", "", "base"),
+        ("sft", "", "sft"),
+        ("current", "", "rft"),
+        ("sft", ", policies_start_from: base", "base"),
+        ("base", ", policies_start_from: current", "rft"),
+    ],
+)
+def test_a_policy_is_retrained_from_where_it_or_the_round_says(
+    tmp_path: Path, rft: str, rounds: str, start: str
+) -> None:
+    overrides = [
+        f"run_dir={tmp_path}",
+        "num_rounds=2",
+        f"policies.1.rft.start_from={rft}",
+        f"rounds=[{{}}, {{retrain_policies: true{rounds}}}]",
+    ]
+    config = load_config(CONFIG, overrides)
+    policy = Model("untied", "base", Prompt("{prompt}"), None, config.policies[1].rft)
+    sft = [Weights("sft", 5)]
+    checkpoints = Checkpoints(Weights("base", 0), sft, sft).after([Weights("rft", 3)])
+    study = Study(config, RunDir(tmp_path), {}, {"untied": policy})
+    task = policy_task(study, 1, policy, checkpoints)
+    assert (task.start, task.data, task.job) == (start, "round-0", "rft-untied")
 
 
 def open_made_up_study(folder: Path, problems: list[Problem]) -> Study:
