@@ -24,6 +24,7 @@ from rft_ray.config import (
 from rft_ray.console import say
 from rft_ray.decontamination import without_overlap
 from rft_ray.errors import InputError
+from rft_ray.model_check import check_model_prompt
 from rft_ray.models import find_folder, resolve_model
 from rft_ray.placement import Order
 from rft_ray.problems import load_problems
@@ -174,8 +175,7 @@ def open_study(config: RunConfig) -> Iterator[Study]:
     overlapping = decontaminate(problems, config.problems.decontaminate_words)
     prompts = model_prompts(config, problems["train"])
     icl_prompt(config, problems["train"])
-    for model in (config.target, *config.policies):
-        find_folder(model.model)
+    check_prompts(config, prompts, problems["train"][0])
     with open_run_dir(config) as run:
         say(f"run directory: {run.path}")
         say("problems: " + ", ".join(f"{len(own)} {name}" for name, own in problems.items()))
@@ -186,6 +186,9 @@ def open_study(config: RunConfig) -> Iterator[Study]:
         for name, count in shared_with_training(problems).items():
             say(f"warning: {count} of the {name} problems are in the training set")
         models = load_models(config, run, prompts)
+        for name, own in named_models(config).items():
+            # a model from a hub is there only now
+            check_model_prompt(own.model, models[name].base, prompts[name], problems["train"][0])
         with tracking(config.trackers, run.path, config.model_dump(mode="json")):
             start_ray(job=f"rft-ray {run.path.name}")
             try:
@@ -236,6 +239,14 @@ def decontaminate(problems: dict[str, list[Problem]], num_words: int | None) -> 
             "row with another set"
         )
     return len(train) - len(problems["train"])
+
+
+def check_prompts(config: RunConfig, prompts: dict[str, Prompt], problem: Problem) -> None:
+    """Raises InputError for a model that is nowhere, or whose folder cannot take its prompt."""
+    folders = {name: find_folder(own.model) for name, own in named_models(config).items()}
+    for name, folder in folders.items():
+        if folder:
+            check_model_prompt(str(folder), str(folder), prompts[name], problem)
 
 
 def model_prompts(config: RunConfig, solved: list[Problem]) -> dict[str, Prompt]:

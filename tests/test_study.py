@@ -3,6 +3,8 @@
 Run: pytest tests/test_study.py
 """
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,46 @@ def test_wrong_input_is_found_before_anything_is_written(
     config = make_config(tmp_path / "run", **changes)
     with pytest.raises(InputError, match=message), open_study(config):
         pass
+    assert not (tmp_path / "run").exists()
+
+
+def copy_base(folder: Path, changes: dict[str, object], text: str | None = None) -> Path:
+    """The tied base with another tokenizer_config.json, or with this text in tokenizer.json."""
+    shutil.copytree(BASES / "tied", folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    if text is not None:
+        (folder / "tokenizer.json").write_text(text)
+    return folder
+
+
+REFUSING = "{{ raise_exception('System role not supported') }}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "prompt", "message"),
+    [
+        ({}, None, {"template": "chat"}, "is chat, but its tokenizer has no chat template"),
+        ({"chat_template": REFUSING}, None, {"template": "chat", "system": "x"},
+         "its chat template refuses the prompt: System role not supported"),
+        ({"eos_token": None}, None, {}, "has no EOS token, so no example can end"),
+        ({}, "{", {}, "cannot read its tokenizer: "),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_will_not_do_is_found_before_anything_is_written(
+    tmp_path: Path,
+    changes: dict[str, object],
+    text: str | None,
+    prompt: dict[str, str],
+    message: str,
+) -> None:
+    base = copy_base(tmp_path / "base", changes, text)
+    target = {"model": str(base), "prompt": prompt}
+    config = make_config(tmp_path / "run", target=target)
+    with pytest.raises(InputError, match=message) as caught, open_study(config):
+        pass
+    assert str(caught.value).startswith(f"model {base}: ")
+    assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
