@@ -138,9 +138,14 @@ def make_example(
     The completion gets no special tokens. Raises ValueError where the tokeniser has no EOS: a
     model never shown where to stop would sample to the token limit.
     """
+    return _example(prompt.encode(problem, tokenizer), completion, tokenizer, weight)
+
+
+def _example(
+    prompt_ids: list[int], completion: str, tokenizer: Tokenizer, weight: float
+) -> Example:
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so no example can end")
-    prompt_ids = prompt.encode(problem, tokenizer)
     learned_ids = tokenizer.encode(completion, add_special_tokens=False)
     learned_ids = [*learned_ids, tokenizer.eos_token_id]
     return Example(
@@ -162,11 +167,15 @@ def group_examples(
     An example has the weight of its source, 1 where none is given. The second value counts the
     examples dropped as longer than max_length.
     """
-    examples = [
-        make_example(group.problem, text, tokenizer, prompt, source_weights.get(source, 1.0))
-        for group in groups
-        for source, text in completions_to_learn(group)
-    ]
+    examples = []
+    for group in groups:
+        if completions := completions_to_learn(group):
+            # of all completions of a problem, which may be hundreds, and few-shot prompts are long
+            prompt_ids = prompt.encode(group.problem, tokenizer)
+            examples += [
+                _example(prompt_ids, text, tokenizer, source_weights.get(source, 1.0))
+                for source, text in completions
+            ]
     kept = [example for example in examples if len(example.input_ids) <= max_length]
     return kept, len(examples) - len(kept)
 

@@ -149,6 +149,30 @@ def test_many_examples_are_written_in_pieces_as_they_come(tmp_path: Path) -> Non
     assert columns.offsets.tolist() == list(range(0, 2 * count + 1, 2))
 
 
+class CountingTokenizer(PreTrainedTokenizerFast):
+    """Keeps the texts it encoded."""
+
+    def encode(self, text: str, **options: object) -> list[int]:
+        self.encoded = [*getattr(self, "encoded", []), text]
+        return super().encode(text, **options)
+
+
+def test_a_problems_prompt_is_encoded_once_for_all_its_completions(tokenizer) -> None:
+    counting = CountingTokenizer(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>"
+    )
+    texts = ["iv", "2+2", "four!"]
+    group = Group(PROBLEM, [rollout(text, selected=True) for text in texts])
+    unlearned = Group(Problem("u", "u?", "1"), [rollout("x", selected=False)])
+    examples, dropped = group_examples([group, unlearned], counting, PROMPT, max_length=99)
+    assert counting.encoded == [PROMPT.render(PROBLEM), "four", *texts]
+    alone = [make_example(PROBLEM, text, tokenizer, PROMPT) for text in ["four", *texts]]
+    assert (examples, dropped) == (alone, 0)
+    # examples own their ids
+    examples[0].input_ids.append(0)
+    assert examples[1:] == alone[1:]
+
+
 def test_an_empty_file_can_be_written_and_read(tmp_path: Path) -> None:
     path = str(tmp_path / "none.parquet")
     write_examples(path, [])
