@@ -286,6 +286,8 @@ class OnlineConfig(Section):
     """The same above 1 + clip_high; none: as clip_low."""
     evaluate_every: Count = 20
     """Batches between exports, each scored on the validation problems in the running samplers."""
+    keep_exports: Literal["best", "all"] = "best"
+    """Exports that stay beside the last weights: the best on validation, or all."""
     patience: Count | None = None
     """Evaluations without a new best on validation after which the run stops; none: never."""
     in_flight: Literal["wait", "keep", "abort"] = "wait"

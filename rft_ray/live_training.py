@@ -52,17 +52,22 @@ class LiveTraining:
         """
         return self._ask("wait_trained", step)
 
+    @property
+    def output_dir(self) -> str:
+        """Where the last weights go, and beside it the exports on the way."""
+        return self._job.output_dir
+
     def exported(self, step: int) -> Weights:
         """The checkpoint that was exported after a step."""
         return exported_weights(f"{self._job.output_dir}.steps/step-{step:06d}")
 
     def finish(self) -> list[Weights]:
-        """No more steps: the checkpoints in step order, once the trainer has written the last."""
+        """No more steps: the checkpoints that are there, once the trainer has written the last."""
         self._ask("close")
         self._thread.join()
         if self._failure:
             raise self._failure
-        return list(map(exported_weights, self._exports))
+        return [exported_weights(folder) for folder in self._exports if os.path.isdir(folder)]
 
     def _ask(self, method: str, *args: Any) -> Any:
         """A call of the buffer; where training failed, its own error instead of the buffer's."""

@@ -19,6 +19,7 @@ from rft_ray.console import progress, say
 from rft_ray.fine_tuning import fine_tune
 from rft_ray.live_training import LiveTraining, live_training
 from rft_ray.offline import show_results
+from rft_ray.online_exports import keep_best
 from rft_ray.records import read_groups
 from rft_ray.run_dir import read_metrics
 from rft_ray.scoring import (
@@ -102,6 +103,7 @@ class Watch:
     def goes_on(self, step: int, training: LiveTraining) -> bool:
         """Score the weights that are live after a step; False where training is to stop."""
         if "validation" not in self._scorer.study.problems:
+            self._drop_exports(training, {})
             return True
         # The samplers hold these very weights: they need not be brought there.
         live, weights = replace(ONLINE, is_live=True), training.exported(step)
@@ -109,11 +111,16 @@ class Watch:
         self._values[step] = self._scorer.validate(live, weights)
         self._seconds += time.perf_counter() - started
         # Training may have gone back to a checkpoint: scores of later steps are not of this past.
-        past = [self._values[scored] for scored in sorted(self._values) if scored <= step]
-        if is_improving(past, self._patience):
+        past = {scored: self._values[scored] for scored in sorted(self._values) if scored <= step}
+        self._drop_exports(training, past)
+        if is_improving(list(past.values()), self._patience):
             return True
         say(f"no better on validation for {self._patience} evaluations: stopping")
         return False
+
+    def _drop_exports(self, training: LiveTraining, values: dict[int, float]) -> None:
+        if self._scorer.study.config.online.keep_exports == "best":
+            keep_best(training.output_dir, values)
 
 
 def validation_values(metrics: Path) -> dict[int, float]:

@@ -33,7 +33,7 @@ PLACEMENT_KEYS = (
 )  # fmt: skip
 # How checkpoints are scored, and which there are to score: the weights of a training do not depend
 # on it, and what was scored in another way stays beside it.
-SCORING_KEYS = ("evaluation", "evaluate_every", "export_every")
+SCORING_KEYS = ("evaluation", "evaluate_every", "export_every", "keep_exports")
 # A finished run may be taken further.
 GROWING_KEYS = ("num_rounds",)
 # More may be compared with: entries may be added.
