@@ -75,6 +75,8 @@ class ProblemsConfig(Section):
     decontaminate_words: Count | None = None
     """Leave out of `train` what shares this many words in a row with a problem of the other sets,
     gold solutions included (10 and 13 are usual); none: nothing is left out."""
+    decontaminate_rollouts: Count | None = None
+    """Refuse right rollouts that share this many words in a row with them; none: none are."""
 
     @model_validator(mode="after")
     def _names_are_free(self) -> "ProblemsConfig":

@@ -9,8 +9,10 @@ problems. Left out: paraphrases and translations, which no n-gram sees.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
-from rft_ray.types import Group, Problem
+from rft_ray.errors import InputError
+from rft_ray.types import Group, Problem, Rollout
 
 MIN_WORDS = 5
 WORD = re.compile(r"\w+")
@@ -58,6 +60,59 @@ def without_overlap(
     """The problems that share no n-gram with the test problems, in order."""
     text = TestText(test, num_words)
     return [problem for problem in problems if not text.overlaps_problem(problem)]
+
+
+def decontaminate(problems: dict[str, list[Problem]], num_words: int | None) -> int:
+    """Drop the training problems that overlap with any other set's; how many those were.
+
+    Raises InputError where none would be left.
+    """
+    if num_words is None:
+        return 0
+    train = problems["train"]
+    test = [problem for name, own in problems.items() if name != "train" for problem in own]
+    problems["train"] = without_overlap(train, test, num_words)
+    if not problems["train"]:
+        raise InputError(
+            f"problems.decontaminate_words: every training problem shares {num_words} words in a "
+            "row with another set"
+        )
+    return len(train) - len(problems["train"])
+
+
+def text_of_tests(problems: dict[str, list[Problem]], num_words: int | None) -> TestText | None:
+    """What rollouts are compared with: all sets but `train`; none where they are not compared."""
+    if num_words is None:
+        return None
+    test = [problem for name, own in problems.items() if name != "train" for problem in own]
+    return TestText(test, num_words)
+
+
+def refuse_overlap(group: Group, test: TestText | None) -> Group:
+    """The graded group, its accepted rollouts that share words with test problems refused.
+
+    As what a readability filter refuses they stay `correct` and get a reward of 0, so that nothing
+    that trains, selects or counts accepts them.
+    """
+    if test is None:
+        return group
+    return Group(
+        group.problem,
+        [
+            replace(rollout, reward=0.0)
+            if rollout.is_accepted and test.overlaps(rollout.completion)
+            else rollout
+            for rollout in group.rollouts
+        ],
+    )
+
+
+def count_overlap(rollouts: Iterable[Rollout], test: TestText | None) -> int:
+    """How many rollouts were refused since they overlap."""
+    if test is None:
+        return 0
+    refused = (r for r in rollouts if r.verdict == "correct" and r.reward == 0.0)
+    return sum(test.overlaps(rollout.completion) for rollout in refused)
 
 
 def contaminated_rollouts(group: Group, test: TestText, counts: Counter[str]) -> frozenset[int]:

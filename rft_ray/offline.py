@@ -120,7 +120,7 @@ def sample_verify_select(
     shutil.rmtree(partial, ignore_errors=True)
     problems, tally = study.problems["train"], Tally.of(policy.name for policy in config.policies)
     groups, tally.num_unasked = sample_round(study, plan, number)
-    groups = stages.verify_groups(groups, config.verifier)
+    groups = stages.verify_groups(groups, config.verifier, test=study.test_text)
     if number:
         groups = stages.join_pool(groups, str(study.run.round(number - 1).selected))
     groups = stages.select_groups(groups, config.selection)
@@ -128,7 +128,7 @@ def sample_verify_select(
         study.run.timed("sample verify select", round=number),
         progress(f"sample, round {number}", len(problems), "problem") as advance,
     ):
-        for statistics in stages.write_groups(groups, str(partial), number):
+        for statistics in stages.write_groups(groups, str(partial), number, study.test_text):
             tally.add(statistics)
             advance(1)
     if tally.num_problems != len(problems):

@@ -31,7 +31,7 @@ from rft_ray.scoring import (
     publish,
     score_baselines,
 )
-from rft_ray.selection import group_statistics
+from rft_ray.selection import round_statistics
 from rft_ray.slice_sampler import SliceSampler
 from rft_ray.study import TARGET, Checkpoints, Study, open_study, running_samplers
 from rft_ray.tally import Tally
@@ -143,6 +143,6 @@ def log_counts(study: Study) -> None:
     tally = Tally()
     for path in sorted(study.run.round(0).selected.glob("*.parquet")):
         for group in read_groups(path):
-            tally.add(group_statistics(group))
+            tally.add(round_statistics(group, 0, study.test_text))
     for name in tally.names():
         study.run.log("select", round=0, policy=name, **tally.row(name))

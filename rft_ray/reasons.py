@@ -20,7 +20,7 @@ MAX_CHARS = 100
 MAX_DETAIL_CHARS = 30
 
 CUT_OFF = "cut off by the token limit"
-REFUSED = "right, refused by a readability filter"
+REFUSED = "right, refused: a readability filter, or words of a test problem"
 NOT_GRADED = "not graded yet"
 NOT_SELECTED_YET = "not selected yet"
 NOT_SELECTED = "accepted, not selected"

@@ -145,8 +145,9 @@ def _verdict_bars(rows: dict[str, Line]) -> Html:
 
 
 def _verdict_table(rows: list[Line]) -> Html:
-    # correct, but refused by a readability filter
-    refused = ["refused"] if any(_verdict_count(row, "refused") for row in rows) else []
+    # correct, but refused by a readability filter or, counted once more, for words of test problems
+    names = ("refused", "contaminated")
+    refused = [name for name in names if any(_verdict_count(row, name) for row in rows)]
     columns = (*VERDICTS, *refused)
     cells = [
         (_name(row), *(f"{_verdict_count(row, column):,.0f}" for column in columns)) for row in rows

@@ -13,6 +13,7 @@ from typing import Any
 
 from rft_ray import selection_rules as rules
 from rft_ray.config_sections import SelectionConfig
+from rft_ray.decontamination import TestText, count_overlap
 from rft_ray.equations import equation_set_key, normalised_key, path_key
 from rft_ray.paper_rule import Key, choose_by_paper
 from rft_ray.types import VERDICTS, Group, Rollout
@@ -135,15 +136,29 @@ def group_statistics(group: Group) -> dict[str, Any]:
     }
 
 
-def round_statistics(group: Group, round: int) -> dict[str, Any]:
+def round_statistics(group: Group, round: int, test: TestText | None = None) -> dict[str, Any]:
     """`group_statistics` of one round's own rollouts, and `all_rounds`: of everything so far.
 
-    In round 0 that is the same and left out.
+    In round 0 that is the same and left out. With `test` each also holds `contaminated`: those of
+    the refused that share words with test problems.
     """
     if round == 0:
-        return group_statistics(group)
+        return _with_overlap(group, group_statistics(group), test)
     own = Group(group.problem, [rollout for rollout in group.rollouts if rollout.round == round])
-    return {**group_statistics(own), "all_rounds": group_statistics(group)["pooled"]}
+    statistics = _with_overlap(own, group_statistics(own), test)
+    pool = _with_overlap(group, group_statistics(group), test)
+    return {**statistics, "all_rounds": pool["pooled"]}
+
+
+def _with_overlap(
+    group: Group, statistics: dict[str, Any], test: TestText | None
+) -> dict[str, Any]:
+    if test is not None:
+        statistics["pooled"]["contaminated"] = count_overlap(group.rollouts, test)
+        for name, counts in statistics["policies"].items():
+            own = [rollout for rollout in group.rollouts if rollout.policy == name]
+            counts["contaminated"] = count_overlap(own, test)
+    return statistics
 
 
 def _count(

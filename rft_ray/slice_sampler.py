@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from rft_ray.decontamination import count_overlap, refuse_overlap
 from rft_ray.equations import path_key
 from rft_ray.evaluation import sample_all
 from rft_ray.filters import filter_groups
@@ -49,12 +50,15 @@ class SliceSampler:
         started = time.perf_counter()
         sampled = self._sampled(step)
         sampled_at = time.perf_counter()
-        graded = [select_group(g, selection) for g in self._verifier.verify_groups(sampled)]
+        test = self._study.test_text
+        verified = [refuse_overlap(g, test) for g in self._verifier.verify_groups(sampled)]
+        graded = [select_group(group, selection) for group in verified]
         self._meter.record(verdict_points(graded))
         _write(self._study.run.round(0).selected / _file_name(step), graded)
         kept, dropped = filter_groups(graded, online.filters)
         facts = {
             **step_facts(graded),
+            "contaminated": sum(count_overlap(group.rollouts, test) for group in graded),
             "dropped": dict(dropped),
             "sample_seconds": sampled_at - started,
             "verify_seconds": time.perf_counter() - sampled_at,

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from rft_ray.config import SelectionConfig, VerifierConfig
+from rft_ray.decontamination import TestText, refuse_overlap
 from rft_ray.pass_rates import part_line, part_of
 from rft_ray.pool import Pool
 from rft_ray.ray_metrics import Meter, verdict_points
@@ -145,25 +147,33 @@ class SampleWave:
 class VerifyGroups:
     """Actor of the verifying stage: owns the killable worker processes."""
 
-    def __init__(self, config: VerifierConfig, is_metered: bool) -> None:
+    def __init__(
+        self, config: VerifierConfig, is_metered: bool, test: TestText | None = None
+    ) -> None:
         self.verifier = Verifier(config)
+        self.test = test
         self.meter = Meter() if is_metered else None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        groups = self.verifier.verify_groups(table_to_groups(table))
+        verified = self.verifier.verify_groups(table_to_groups(table))
+        groups = [refuse_overlap(group, self.test) for group in verified]
         if self.meter:
             self.meter.record(verdict_points(groups))
         return groups_to_table(groups)
 
 
 def verify_groups(
-    groups: Dataset, config: VerifierConfig, is_metered: bool = True
+    groups: Dataset,
+    config: VerifierConfig,
+    is_metered: bool = True,
+    test: TestText | None = None,
 ) -> Dataset:
     """Lazily, the same groups with every rollout's verdict and reward filled in.
 
     With `is_metered` false the verdicts are left out of Ray's metrics: they will be given again.
+    What overlaps with `test` is refused.
     """
-    return _through_actor(groups, VerifyGroups, (config, is_metered))
+    return _through_actor(groups, VerifyGroups, (config, is_metered, test))
 
 
 class JoinPool:
@@ -200,19 +210,25 @@ def select_groups(groups: Dataset, config: SelectionConfig) -> Dataset:
     )
 
 
-def write_groups(groups: Dataset, folder: str, round: int = 0) -> Iterator[dict[str, Any]]:
+def write_groups(
+    groups: Dataset, folder: str, round: int = 0, test: TestText | None = None
+) -> Iterator[dict[str, Any]]:
     """Run the stream: write every group under `folder` and yield its statistics as it arrives.
 
-    They are `selection.round_statistics` of the round. Exactly one row per problem, whatever is
+    They are `selection.round_statistics` of the round, with `test` also the count of rollouts that
+    were refused for their overlap. Exactly one row per problem, whatever is
     retried: a file's name depends on its groups only.
     """
+
+    words = None if test is None else ray.put(test)
 
     def write_files(table: pa.Table) -> dict[str, list[Any]]:
         chosen = table_to_groups(table)
         if chosen:
             stem = _file_stem([group.problem for group in chosen])
             write_table(table, Path(folder) / f"{stem}.parquet")
-        return {"statistics": [round_statistics(group, round) for group in chosen]}
+        own = None if words is None else _fetched(words)
+        return {"statistics": [round_statistics(group, round, own) for group in chosen]}
 
     written = groups.map_batches(
         write_files, batch_size=None, batch_format="pyarrow", num_cpus=STAGE_CPUS
@@ -220,6 +236,12 @@ def write_groups(groups: Dataset, folder: str, round: int = 0) -> Iterator[dict[
     written.set_name(stream_name(Path(folder)))
     for row in written.iter_rows():
         yield row["statistics"]
+
+
+@lru_cache(maxsize=1)
+def _fetched(reference: "ray.ObjectRef[TestText]") -> TestText:
+    """Once a process: it is as large as the test problems."""
+    return ray.get(reference)
 
 
 def stream_name(folder: Path) -> str:

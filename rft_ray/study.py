@@ -22,8 +22,7 @@ from rft_ray.config import (
     TargetConfig,
 )
 from rft_ray.console import say
-from rft_ray.decontamination import without_overlap
-from rft_ray.errors import InputError
+from rft_ray.decontamination import TestText, decontaminate, text_of_tests
 from rft_ray.model_check import check_model_prompt
 from rft_ray.models import find_folder, resolve_model
 from rft_ray.placement import Order
@@ -98,6 +97,8 @@ class Study:
     """Checkpoints by what decides them: equal trainings are done once."""
     running: list["Samplers"] = field(default_factory=list)
     """The engines, while there are any."""
+    test_text: TestText | None = None
+    """The words that no rollout may share; none: rollouts are not compared."""
 
     @property
     def target(self) -> Model:
@@ -194,7 +195,8 @@ def open_study(config: RunConfig) -> Iterator[Study]:
             try:
                 order = check_cluster(config, run.path)
                 with naming_logs():
-                    yield Study(config, run, problems, models, order)
+                    test_text = text_of_tests(problems, config.problems.decontaminate_rollouts)
+                    yield Study(config, run, problems, models, order, test_text=test_text)
             finally:
                 stop_ray()
 
@@ -221,24 +223,6 @@ def shared_with_training(problems: dict[str, list[Problem]]) -> dict[str, int]:
 def named_models(config: RunConfig) -> dict[str, PolicyConfig | TargetConfig]:
     """The policies, then the target, by name."""
     return {policy.name: policy for policy in config.policies} | {TARGET: config.target}
-
-
-def decontaminate(problems: dict[str, list[Problem]], num_words: int | None) -> int:
-    """Drop the training problems that overlap with any other set's; how many those were.
-
-    Raises InputError where none would be left.
-    """
-    if num_words is None:
-        return 0
-    train = problems["train"]
-    test = [problem for name, own in problems.items() if name != "train" for problem in own]
-    problems["train"] = without_overlap(train, test, num_words)
-    if not problems["train"]:
-        raise InputError(
-            f"problems.decontaminate_words: every training problem shares {num_words} words in a "
-            "row with another set"
-        )
-    return len(train) - len(problems["train"])
 
 
 def check_prompts(config: RunConfig, prompts: dict[str, Prompt], problem: Problem) -> None:

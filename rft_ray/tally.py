@@ -79,7 +79,7 @@ class Tally:
         }
 
     def verdicts(self, name: str) -> dict[str, int]:
-        """Rollouts by verdict, and those of the correct that a readability filter refused."""
+        """Rollouts by verdict, and those of the correct that a filter refused."""
         return {verdict: self.counts[name][verdict] for verdict in (*VERDICTS, "refused")}
 
     def names(self) -> list[str]:

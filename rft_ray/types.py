@@ -53,7 +53,7 @@ class Rollout:
 
     @property
     def is_accepted(self) -> bool:
-        """Graded correct, not cut off by the token limit, not refused by a readability filter.
+        """Graded correct, not cut off by the token limit, not refused by a filter.
 
         That is what selection may choose from; what a filter refuses has a reward of 0.
         """

@@ -61,7 +61,7 @@ def count_accepted(
     """Run a wave's stream: grade its groups and add their counts, which are stored at the end."""
     from rft_ray import stages
 
-    graded = stages.verify_groups(groups, study.config.verifier, is_metered=False)
+    graded = stages.verify_groups(groups, study.config.verifier, False, study.test_text)
     came, wave = [], 1 + max((len(parts) for parts in rates.parts.values()), default=0)
     with (
         study.run.timed("sample wave", round=number, wave=wave),

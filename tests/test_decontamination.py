@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 
 from rft_ray.cli import main
-from rft_ray.decontamination import TestText, contaminated_rollouts, without_overlap
+from rft_ray.config_sections import SelectionConfig
+from rft_ray.controls import all_accepted
+from rft_ray.decontamination import (
+    TestText,
+    contaminated_rollouts,
+    decontaminate,
+    refuse_overlap,
+    text_of_tests,
+    without_overlap,
+)
 from rft_ray.errors import InputError
 from rft_ray.records import read_groups, write_groups
-from rft_ray.study import decontaminate
+from rft_ray.selection import round_statistics, select_group
+from rft_ray.tally import Tally
 from rft_ray.types import Group, Problem, Rollout
 
 TEST = [
@@ -79,3 +89,29 @@ def test_a_run_leaves_overlapping_problems_out_of_training() -> None:
     assert [problem.id for problem in problems["train"]] == ["p"]
     with pytest.raises(InputError, match="decontaminate_words"):
         decontaminate({"train": TEST[1:2], "heldout": TEST}, 13)
+
+
+def test_a_run_refuses_rollouts_that_overlap_and_counts_them_by_policy_and_round() -> None:
+    text = text_of_tests({"train": TEST[1:], "heldout": TEST[:1]}, 6)
+    assert text is not None and text_of_tests({"heldout": TEST}, None) is None
+    assert not text.overlaps(TEST[1].prompt)  # a training problem's own words are no matter
+    copied, own = "It sells 12+7=<<12+7=19>>19 apples", "<<2+2=4>>4\n#### 4"
+    rollouts = [
+        Rollout("a", own, verdict="correct", reward=1.0),
+        Rollout("a", copied, verdict="correct", reward=1.0, sample=1),
+        Rollout("b", copied, verdict="wrong", reward=0.0),
+        Rollout("b", copied, verdict="correct", reward=1.0, sample=1, round=1),
+        Rollout("b", "x " * 5000, verdict="correct", reward=0.0, sample=2, round=1),
+    ]
+    group = refuse_overlap(Group(Problem("p", "2+2?", "4"), rollouts), text)
+    assert [r.is_accepted for r in group.rollouts] == [True, False, False, False, False]
+    assert [r.verdict for r in group.rollouts] == [r.verdict for r in rollouts]
+    assert all_accepted(group).selected == select_group(group, SelectionConfig()).selected
+    assert refuse_overlap(group, text) == group and refuse_overlap(group, None) is group
+
+    tally = Tally()
+    tally.add(round_statistics(group, 1, text))
+    assert tally.row("b")["contaminated"] == tally.row("pooled")["contaminated"] == 1
+    assert (tally.row("b")["refused"], tally.row("b")["correct"]) == (2, 2)
+    assert tally.row("all_rounds")["contaminated"] == 2
+    assert "contaminated" not in round_statistics(group, 1)["pooled"]

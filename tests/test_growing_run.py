@@ -23,6 +23,7 @@ OVERRIDES = [
     "problems.validation=null",
     f"problems.train.count={NUM_TRAIN}",
     "problems.heldout.count=24",
+    "problems.decontaminate_rollouts=20",
     f"sampling.k={K}",
     "sft.steps=60",
     "rft.steps=10",
@@ -84,6 +85,7 @@ def test_a_finished_run_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     assert Counter((job, number) for job, number, _ in steps) == {
         ("sft-tied", 0): 60, ("rft-target", 0): 10, ("rft-target", 1): 10
     }  # fmt: skip
+    assert all("contaminated" in line for line in lines if line["kind"] == "select")
     for number in range(2):
         groups = list(read_groups(run_dir / f"round-{number:03d}" / "selected"))
         assert len(groups) == NUM_TRAIN

@@ -295,3 +295,16 @@ def test_a_run_without_sft_is_compared_with_its_base(tmp_path: Path) -> None:
     assert "Target before training\n44.1%" in shown and "Gain over base, paired" in shown
     assert "Gain of the target over its base, paired by problem" in shown
     assert STAGES["base"].note in shown and "SFT" not in shown
+
+
+def test_refused_rollouts_are_shown_with_those_that_overlap_with_test_problems(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path / "run", rounds=1)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert not page_of(run).table("rollouts", "wrong", "contaminated")
+    (line,) = (x for x in lines if x["kind"] == "select" and x["policy"] == "small")
+    log(run, {**line, "refused": 7, "contaminated": 3})
+    (rows,) = page_of(run).table("rollouts", "wrong", "contaminated")
+    assert rows[0][-2:] == ["refused", "contaminated"]
+    assert [row[-2:] for row in rows if row[0] == "small"] == [["7", "3"]]
