@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 NUM_TRAIN, K = 40, 8
 OVERRIDES = [
     "policies=[{name: tied, model: configs/quickstart_base/tied/}]",
+    "sampler.env={VLLM_CPU_KVCACHE_SPACE: '1', VLLM_CPU_OMP_THREADS_BIND: nobind}",
     "problems.validation=null",
     f"problems.train.count={NUM_TRAIN}",
     "problems.heldout.count=24",
