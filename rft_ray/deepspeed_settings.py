@@ -125,7 +125,11 @@ def check_zero(trainer: "TrainerConfig") -> None:
 
     Only a run's are checked: plans compare settings that are not complete yet.
     """
-    zero = _section(without_auto(trainer.deepspeed), "zero_optimization")
+    own = without_auto(trainer.deepspeed)
+    for key in ("zero_optimization", "fp16", "bf16", "optimizer", "activation_checkpointing"):
+        if not isinstance(own.get(key, {}), dict):
+            raise ValueError(f"trainer.deepspeed.{key}: expected a mapping, found {own[key]!r}")
+    zero = _section(own, "zero_optimization")
     place, stage = "trainer.deepspeed.zero_optimization", trainer.zero_stage
     for key in ZERO3_KEYS:
         if _is_on(zero.get(key)) and stage < 3:

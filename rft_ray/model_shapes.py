@@ -8,12 +8,11 @@ size where that is known.
 
 import json
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rft_ray.errors import InputError
+from rft_ray.models import read_header
 
 NAMED_SIZE = re.compile(r"(?<![^-_/ ])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
 
@@ -132,16 +131,9 @@ def _published_shape(model: str) -> ModelShape | None:
 
 
 def _count_in_file(path: Path) -> int:
-    """Elements of all tensors, read off the header: a length and that many bytes of JSON."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError(length)
-            header: dict[str, Any] = json.loads(file.read(length))
-        return sum(_product(entry["shape"]) for key, entry in header.items() if key[:2] != "__")
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error):
-        raise InputError(f"{path}: not a safetensors file") from None
+    """The parameters of a safetensors file, by its header."""
+    header, _ = read_header(path)
+    return sum(_product(entry["shape"]) for entry in header.values())
 
 
 def _product(shape: list[int]) -> int:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from rft_ray.console import say
 from rft_ray.errors import InputError
@@ -70,6 +71,38 @@ def check_model(folder: Path) -> None:
         missing.append(f"a tokenizer ({', '.join(TOKENIZER_FILES)})")
     if missing:
         raise InputError(f"model {folder}: the folder lacks {'; '.join(missing)}")
+    for file in weights:
+        if file.suffix == ".safetensors" and not is_whole(file):
+            raise InputError(f"model {folder}: {file.name} is not as long as its header says")
+
+
+def read_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """The tensors of a safetensors file by name, as its header has them, and where data begins.
+
+    Raises InputError where there is no such header.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= size - 8 else b""
+    try:
+        header = {key: own for key, own in json.loads(text).items() if key[:2] != "__"}
+        is_header = all({"shape", "data_offsets"} <= set(own) for own in header.values())
+    except (ValueError, TypeError, AttributeError):
+        is_header = False
+    if not is_header:
+        raise InputError(f"{path}: not a safetensors file")
+    return header, 8 + length
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says: a download may have broken off.
+
+    What git without LFS leaves in its place has no header at all, which is an InputError.
+    """
+    header, start = read_header(path)
+    ends = (own["data_offsets"][1] for own in header.values())
+    return path.stat().st_size == start + max(ends, default=0)
 
 
 def _listed_files(index: Path) -> Iterable[str]:

@@ -144,8 +144,9 @@ def open_run_dir(config: RunConfig) -> Iterator[RunDir]:
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"run_dir: cannot write {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the latter for a name that no system can hold
+        reason = getattr(error, "strerror", error)
+        raise InputError(f"run_dir: cannot write {str(path)!r}: {reason}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,6 +31,7 @@ from rft_ray.prompts import Prompt, make_prompt
 from rft_ray.run_dir import RunDir, keep_problems, open_run_dir
 from rft_ray.sampling import Policy, Weights, refresh_facts
 from rft_ray.types import Problem
+from rft_ray.verification import check_function
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -177,6 +178,7 @@ def open_study(config: RunConfig) -> Iterator[Study]:
     prompts = model_prompts(config, problems["train"])
     icl_prompt(config, problems["train"])
     check_prompts(config, prompts, problems["train"][0])
+    check_function(config.verifier)
     with open_run_dir(config) as run:
         say(f"run directory: {run.path}")
         say("problems: " + ", ".join(f"{len(own)} {name}" for name, own in problems.items()))

@@ -68,6 +68,13 @@ def verify_file(groups: Iterable[Group], out: str | Path, config: VerifierConfig
     return counts
 
 
+def check_function(config: VerifierConfig) -> None:
+    """Raises InputError where a config names a function that a worker process cannot load."""
+    if config.function:
+        with Verifier(config) as verifier:
+            verifier.judge([("", "")])
+
+
 def make_config(options: dict[str, Any]) -> VerifierConfig:
     """The config of these options. Raises InputError, in one line, where there is none."""
     try:

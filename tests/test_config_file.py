@@ -132,6 +132,10 @@ def test_the_last_override_of_a_field_wins(path: Path) -> None:
             "budget: {kind: prop2diff}\nverifier: {style: reward, best_of: 2}\n",
             "c.yaml: verifier.best_of needs all rollouts of a problem at once, but budget.kind p",
         ),
+        (
+            "trainer: {deepspeed: {zero_optimization: 2}}\n",
+            "c.yaml: trainer.deepspeed.zero_optimization: expected a mapping, found 2",
+        ),
         ("machines: {gpus_node: 8}\n", "unknown key 'machines.gpus_node'; did you mean 'gpus_p"),
     ],
 )

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -219,3 +219,22 @@ def test_what_cannot_be_had_is_one_line(hub: tuple[str, list[str]], tmp_path: Pa
         code, line = resolve(model, tmp_path, **{"HF_ENDPOINT": address, **environment})
         assert code == 2
         assert line.startswith(f"model {model}: no such folder, and {reason}")
+
+
+@pytest.mark.parametrize("damage", [
+    lambda whole: whole[:-1],
+    lambda whole: whole[:100],
+    lambda whole: whole + b"x",
+    lambda whole: b"",
+    lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    lambda whole: (2).to_bytes(8, "little") + b"[]",
+])  # fmt: skip
+def test_weights_that_are_not_whole_are_named(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    shutil.copytree(TIED, tmp_path / "base")
+    check_model(tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(InputError, match=r"model\.safetensors(: not a | is not as long)"):
+        check_model(tmp_path / "base")

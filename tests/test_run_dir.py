@@ -200,6 +200,9 @@ def test_a_line_cut_short_by_a_kill_spoils_no_other(tmp_path: Path) -> None:
 
 
 def test_an_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run_dir: cannot write") as caught:
+        open_run_dir(make_config(tmp_path / "a\0b")).__enter__()
+    assert len(str(caught.value).splitlines()) == 1
     (tmp_path / "file").write_text("")
     config = make_config(tmp_path / "file/run")
     with pytest.raises(InputError, match="cannot write"), open_run_dir(config):

@@ -39,6 +39,7 @@ def make_config(path: Path, **changes: object) -> RunConfig:
         ({"target": {"model": "/nowhere"}}, "model /nowhere: no such folder"),
         ({"evaluation": {"icl_shots": 4}}, "evaluation.icl_shots is 4, but only 3"),
         ({"prompt": {"shots": 4}}, "prompt.shots is 4, but only 3"),
+        ({"verifier": {"function": "no_such_module:grade"}}, "no_such_module"),
     ],
 )
 def test_wrong_input_is_found_before_anything_is_written(
