@@ -67,7 +67,9 @@ class Scorer:
         """All rows of the target at one stage; its last checkpoint is the one that counts."""
         last = checkpoints[-1]
         rows = _rows(stage, self.greedy(stage, last, "heldout"), last)
-        if "validation" in self.study.problems and len(checkpoints) > 1:
+        # Of its exports an online run keeps the best alone, and that may be the last.
+        is_chosen = len(checkpoints) > 1 or stage.stage == "online"
+        if "validation" in self.study.problems and is_chosen:
             best = max(checkpoints, key=lambda own: self.validate(stage, own))
             score = self.greedy(stage, best, "heldout")[GREEDY]
             rows += _rows(stage, {BEST_VALIDATION: score}, best)
