@@ -121,7 +121,7 @@ def measure_ours(count: int, turn: int) -> dict[str, Any]:
     from rft_ray.deployment import deployed_samplers
     from rft_ray.ray_session import start_ray, stop_ray
 
-    start_ray()
+    start_ray(job="benchmark sampling")
     config = SamplerConfig(vllm=ENGINE, env=ENV)
     megabytes = {}
     with deployed_samplers({"tied": (str(MODEL), config)}, "bench", 1e-3):

@@ -301,7 +301,7 @@ def stage(solutions: list[str], problems: int) -> list[dict[str, Any]]:
     from rft_ray.ray_session import start_ray, stop_ray
     from rft_ray.stages import read_groups_dataset, select_groups
 
-    start_ray()
+    start_ray(job="benchmark selection")
     with tempfile.TemporaryDirectory() as folder:
         for part in range(8):
             path = Path(folder) / f"{part}.parquet"

@@ -91,7 +91,7 @@ def measure(model: Path, repeats: int) -> tuple[dict[str, list[float]], dict[str
     from rft_ray.deployment import application_name, deployed_samplers
     from rft_ray.ray_session import start_ray, stop_ray
 
-    start_ray()
+    start_ray(job="benchmark weight_refresh")
     engine = make_engine(model)
 
     from rft_ray.refresh import Refresher, RefreshSettings

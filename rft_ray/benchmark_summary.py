@@ -61,7 +61,8 @@ def figure_points(summary: dict[str, Any]) -> list[Point]:
     """Four points a row of the results: ours, the rival's, their ratio and the goal."""
     return [
         ("rft_benchmark", float(row[field]),
-         {"benchmark": summary["name"], "what": row["what"], "unit": row["unit"], "figure": figure})
+         {"benchmark": summary["name"], "what": row["what"], "rival": row["rival"],
+          "unit": row["unit"], "figure": figure})
         for row in summary["results"]
         for figure, field in FIGURES.items()
     ]  # fmt: skip

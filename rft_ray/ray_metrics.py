@@ -96,7 +96,7 @@ METRICS = {
         ("training", "reason"), "trainer rank 0"),
     "rft_benchmark": Metric(
         "gauge", "A benchmark's figures: ours, the rival's (rival), their ratio and the goal.",
-        "", ("benchmark", "what", "unit", "figure"), "actor `benchmark-figures`"),
+        "", ("benchmark", "what", "rival", "unit", "figure"), "actor `benchmark-figures`"),
 }  # fmt: skip
 
 

@@ -168,6 +168,12 @@ def check_outlives_job(run_dir: str) -> None:
         )
 
 
+def run_label(run_dir: str | Path) -> str:
+    """What Ray's pages call a run: the folder's name, and a digest of the whole path after it."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(run_dir).name).strip("-")[:40]
+    return f"{name}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:8]}"
+
+
 def _write_or_compare(path: Path, config: RunConfig) -> None:
     """A config that led to nothing yet (a model that was not found) may be replaced."""
     if path.exists() and _has_results(path.parent):

@@ -4,7 +4,6 @@ The target shares the sampler of the policy with its base: an engine costs tens 
 and milliseconds to refresh. Training is in `fine_tuning.py`, scoring in `scoring.py`.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -28,7 +27,7 @@ from rft_ray.models import find_folder, resolve_model
 from rft_ray.placement import Order
 from rft_ray.problems import load_problems
 from rft_ray.prompts import Prompt, make_prompt
-from rft_ray.run_dir import RunDir, keep_problems, open_run_dir
+from rft_ray.run_dir import RunDir, keep_problems, open_run_dir, run_label
 from rft_ray.sampling import Policy, Weights, refresh_facts
 from rft_ray.types import Problem
 from rft_ray.verification import check_function
@@ -283,7 +282,7 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
     serving[TARGET] = own.name if own else TARGET
     if own is None:
         models[TARGET] = (study.target.base, config.target.sampler)
-    run_id = hashlib.sha256(str(study.run.path).encode()).hexdigest()[:8]
+    run_id = run_label(study.run.path)
 
     @contextmanager
     def engines() -> Iterator[dict[str, "DeploymentHandle"]]:

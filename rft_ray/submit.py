@@ -8,7 +8,6 @@ environment of the cluster's nodes.
 """
 
 import asyncio
-import hashlib
 import os
 import re
 import shlex
@@ -23,7 +22,7 @@ from rft_ray.config_file import load_config
 from rft_ray.console import say
 from rft_ray.errors import InputError, one_line
 from rft_ray.parts import list_samplers
-from rft_ray.run_dir import check_outlives_job
+from rft_ray.run_dir import check_outlives_job, run_label
 from rft_ray.upload import check_reachable, list_upload, say_left_out
 
 if TYPE_CHECKING:
@@ -52,9 +51,7 @@ class Submission:
     @property
     def job_prefix(self) -> str:
         """What the ids of all jobs for this run directory begin with; the attempt follows."""
-        name = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.run_dir).name).strip("-")[:40]
-        digest = hashlib.sha256(self.run_dir.encode()).hexdigest()[:8]
-        return f"rft-{name}-{digest}-"
+        return f"rft-{run_label(self.run_dir)}-"
 
 
 def submit_run(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from rft_ray.config import RecipeConfig, TrainerConfig
+from rft_ray.config import RecipeConfig, TrainerConfig, cluster_address
 from rft_ray.deepspeed_settings import check_paths
 from rft_ray.errors import InputError
 from rft_ray.loss_watch import LossWatch, save_stopped_step
@@ -134,6 +134,9 @@ def _run_ranks(
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(trainer.start_timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(trainer.collective_timeout_s)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if cluster_address():
+        # What a cluster's dashboard knows of a training; costs an actor that outlives the run.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     on_gpu = trainer.gpus_per_worker > 0
     resources = {"CPU": trainer.cpus_per_worker}
     if on_gpu:

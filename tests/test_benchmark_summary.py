@@ -49,6 +49,16 @@ def test_a_row_is_four_figures_with_the_tags_of_the_metric() -> None:
     FigureHolder().hold(points)
 
 
+def test_the_same_figure_beside_two_rivals_is_told_apart() -> None:
+    rows = [ROW, {**ROW, "rival": "others", "rival_value": 1, "ratio": 3.0}]
+    ratios = {
+        tags["rival"]: value
+        for _, value, tags in figure_points({"name": "speed", "results": rows})
+        if tags["figure"] == "ratio"
+    }
+    assert ratios == {"them": 1.5, "others": 3.0}
+
+
 @pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
 def test_every_benchmark_ends_in_this_way(script: Path) -> None:
     assert "finish(__file__, results" in script.read_text()

@@ -33,7 +33,7 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 import ray
 ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
 from ray._private import worker
-from rft_ray.benchmark_summary import publish
+from rft_ray.benchmark_summary import publish, row
 from rft_ray.ray_metrics import Meter, line_points, verdict_points
 from rft_ray.replica_meter import ReplicaMeter
 from rft_ray.sampling import RefreshReport
@@ -58,8 +58,7 @@ class Replica:
 
 trainer, verifier = Trainer.remote(), Meter()
 replicas = [Replica.remote(name) for name in ("a", "b")]
-row = {"what": "speed", "ours": 3.0, "rival_value": 2.0, "ratio": 1.5, "goal": 1.0, "unit": "1/s"}
-publish({"name": "made-up", "results": [row]})
+publish({"name": "made-up", "results": [row("speed", 3.0, "them", 2.0, 1.0, "1/s")]})
 print(worker._global_node.get_session_dir_path(), flush=True)
 # counters have to grow while they are looked at: the first value of a series has no rate
 for line in sys.stdin:
