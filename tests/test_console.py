@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rft_ray.console import follow_training
+from tests.terminal import chatter
 
 
 def test_training_is_followed_over_lines_that_a_kill_cut_short(
@@ -25,3 +26,20 @@ def test_training_is_followed_over_lines_that_a_kill_cut_short(
     with follow_training(metrics, "sft-a", 0, total_steps=4):
         pass
     assert "train sft-a: 3/4 steps" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(RayTrainWorker pid=12) [rank 0] ready",
+        "[2026-01-31 16:41:43,019 I 11 11] logging.cc:303: Set ray log level",
+        "2026-01-31 16:41:43,019\tINFO worker.py:1 -- Started a local Ray instance.",
+        "WARNING 01-31 16:41:43 [cpu.py:9] vLLM says this",
+        "[W131 16:41:43.000000000 socket.cpp:200] [c10d] The client socket",
+        "[W1231 16:41:43.000000000 socket.cpp:200] [c10d] The client socket",
+        "/site-packages/deepspeed/x.py:3: FutureWarning: old",
+    ],
+)
+def test_the_engines_lines_are_told_from_the_runs(line: str) -> None:
+    ours = "train sft-a: 2/4 steps, 38 s\nround 0, online - sft, pass@1: +5.0%\nwarning: 3 of"
+    assert chatter(f"{ours}\n{line}\n") == [line]

@@ -21,6 +21,7 @@ import pytest
 from rft_ray.records import read_groups
 from rft_ray.run_dir import read_metrics
 from tests.oracle import oracle_select, oracle_verdict
+from tests.terminal import chatter
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[1]
@@ -182,6 +183,10 @@ def test_every_refresh_agreed_with_the_trainer(
     # a base model comes without the trainer's log-probabilities: there was no trainer yet
     assert all(r["parity_max_abs_diff"] is None for r in refreshes if r["step"] == 0)
     assert all(0 <= r["parity_max_abs_diff"] < 1e-3 for r in refreshes if r["step"] > 0)
+
+
+def test_the_terminal_shows_the_run_alone(finished: tuple[Path, dict[Path, int], str]) -> None:
+    assert chatter(finished[2]) == []
 
 
 def test_results_are_there_and_consistent(finished: tuple[Path, dict[Path, int], str]) -> None:

@@ -21,6 +21,7 @@ from rft_ray.problem_slices import problem_slice
 from rft_ray.problems import load_problems
 from rft_ray.records import read_groups
 from rft_ray.run_dir import read_metrics
+from tests.terminal import chatter
 
 pytestmark = [pytest.mark.engine, pytest.mark.faults]
 ROOT = Path(__file__).parents[1]
@@ -196,6 +197,7 @@ def test_results_are_there(finished: tuple[Path, int, str]) -> None:
         if row["stage"] == "online" and row["problem_set"] == "validation"
     }
     assert steps == {6, 12}
+    assert chatter(output) == []
     assert "online - sft" in output and (run_dir / "report.html").exists()
     probe = json.loads((run_dir / "round-000/checkpoint/probe.json").read_text())
     assert probe["step"] == STEPS
