@@ -31,7 +31,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 GSM8K = ROOT.parent / "shared/data/gsm8k/train.jsonl"
 SHIPPED = sorted((ROOT / "configs/data").glob("*.jsonl"))
-BENCH_PYTHON = ROOT / ".venv-bench/bin/python"
 GOALS = {"editdistance": 10.0, "rapidfuzz": 1.8}
 SIZES = (100, 400, 1600)
 NUM_KEYS = (10, 15, 20)
@@ -172,7 +171,9 @@ def run_side(
     side: str, pools: dict[str, list[str]], **environment: str
 ) -> dict[str, Any] | None:
     """One side in a fresh process; None, said aloud, where the rival is not installed."""
-    python = str(BENCH_PYTHON) if side == "editdistance" else sys.executable
+    from rft_ray.benchmark_summary import rival_python
+
+    python = str(rival_python()) if side == "editdistance" else sys.executable
     if not Path(python).exists():
         print(f"MISSING: {side}; `make bench-env` installs it")
         return None

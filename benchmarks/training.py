@@ -30,7 +30,6 @@ ROOT = Path(__file__).parents[1]
 SMOLLM2 = ROOT / "models/smollm2-135m-instruct"
 TINY = ROOT / "configs/quickstart_base/tied"
 PROBLEMS = ROOT / "configs/data/gsm8k_train_200.jsonl"
-RIVAL = ROOT / ".venv-bench/bin/python"
 WORKER = Path(__file__).with_name("trl_worker.py")
 ROW_TOKENS, ROWS = 512, 2
 LEARNING_RATE = 1e-5
@@ -146,9 +145,11 @@ def make_recipe(spec: dict[str, Any]) -> Any:
 
 def take_turns(spec: dict[str, Any], repeats: int, folder: Path) -> dict[str, list[Any]]:
     """Results of each side by turn."""
+    from rft_ray.benchmark_summary import rival_python
+
     path = folder / "spec.json"
     path.write_text(json.dumps(spec))
-    sides = [side for side in SIDES if RIVAL.exists() or not side.startswith("trl")]
+    sides = [side for side in SIDES if rival_python().exists() or not side.startswith("trl")]
     if len(sides) < len(SIDES):
         print("trl: missing; run `make bench-env` first")
     turns: dict[str, list[Any]] = {side: [] for side in sides}
@@ -161,9 +162,11 @@ def take_turns(spec: dict[str, Any], repeats: int, folder: Path) -> dict[str, li
 
 def run_side(side: str, spec: Path) -> dict[str, Any]:
     """One side in a fresh process; its last line of output is the result."""
+    from rft_ray.benchmark_summary import rival_python
+
     command = [sys.executable, __file__, "--side", side, "--spec", str(spec)]
     if side.startswith("trl"):
-        command = [str(RIVAL), str(WORKER), str(spec), side.split()[1]]
+        command = [str(rival_python()), str(WORKER), str(spec), side.split()[1]]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -19,6 +19,15 @@ from rft_ray.run_dir import installed_versions, write_atomically
 
 FIGURES = {"ours": "ours", "rival": "rival_value", "ratio": "ratio", "goal": "goal"}
 HOLDER, NAMESPACE = "benchmark-figures", "rft-ray"
+BENCH_ENV = Path(__file__).parents[1] / ".venv-bench"
+
+
+def rival_python() -> Path:
+    """The interpreter that has the rivals: that of `make bench-env`, or what RFT_BENCH_PYTHON says.
+
+    A Ray job's copy of the sources has no environments in it.
+    """
+    return Path(os.environ.get("RFT_BENCH_PYTHON") or BENCH_ENV / "bin" / "python")
 
 
 def finish(script: str, results: list[dict[str, Any]], **more: Any) -> None:

@@ -12,6 +12,7 @@ from rft_ray.benchmark_summary import (
     figure_points,
     finish,
     publish,
+    rival_python,
     row,
 )
 from rft_ray.ray_metrics import METRICS
@@ -62,6 +63,13 @@ def test_the_same_figure_beside_two_rivals_is_told_apart() -> None:
 @pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
 def test_every_benchmark_ends_in_this_way(script: Path) -> None:
     assert "finish(__file__, results" in script.read_text()
+
+
+def test_the_rivals_are_those_of_the_checkout_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RFT_BENCH_PYTHON", raising=False)
+    assert rival_python() == Path(__file__).parents[1] / ".venv-bench/bin/python"
+    monkeypatch.setenv("RFT_BENCH_PYTHON", "/opt/bench/bin/python")
+    assert rival_python() == Path("/opt/bench/bin/python")
 
 
 @pytest.mark.engine
