@@ -35,10 +35,10 @@ def start_ray(job: str = "rft-ray") -> None:
         # Otherwise a local cluster listens on the machine's public address; Ray reads this name,
         # which speaks of other systems, when it is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        # Ray's C++ side writes two harmless complaints to the terminal in every run: that the
-        # stream's actors may restart, and that there are more processes than cores.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
+    # Ray's C++ side writes two harmless complaints to the terminal, or the job's log, in every run:
+    # that the stream's actors may restart, and that there are more processes than cores.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     import ray
     import ray.data
 

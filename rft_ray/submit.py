@@ -8,6 +8,7 @@ environment of the cluster's nodes.
 """
 
 import asyncio
+import logging
 import os
 import re
 import shlex
@@ -47,6 +48,11 @@ class Submission:
     command: str
     runtime_env: dict[str, Any]
     run_dir: str
+
+    @property
+    def job_name(self) -> str:
+        """What the dashboard's list of jobs shows, as for a run that joins the cluster itself."""
+        return f"rft-ray {Path(self.run_dir).name}"
 
     @property
     def job_prefix(self) -> str:
@@ -170,6 +176,9 @@ def connect(address: str) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    # It says what it packs and sends, as we do already; these have levels since their import.
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     headers: dict[str, str] = {}
     try:
         # RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token.
@@ -210,7 +219,7 @@ def start_or_find(client: "JobSubmissionClient", submission: Submission) -> str:
                 entrypoint=submission.command,
                 submission_id=job_id,
                 runtime_env=submission.runtime_env,
-                metadata={"run_dir": submission.run_dir},
+                metadata={"run_dir": submission.run_dir, "job_name": submission.job_name},
             )
         except RuntimeError as error:
             # A cluster answers before the agents that take jobs are up.
@@ -282,5 +291,7 @@ def job_result(job: "JobDetails") -> int:
     status = str(job.status.value)
     if status == "SUCCEEDED":
         return 0
-    say(f"job {job.submission_id} {status.lower()}: {one_line(job.message or '', 500)}")
+    # Ray repeats the end of the log, which was shown as it came.
+    reason, *_ = (job.message or "").split(", last available logs")
+    say(f"job {job.submission_id} {status.lower()}: {one_line(reason, 500)}")
     return EXIT_STOPPED if status == "STOPPED" else job.driver_exit_code or EXIT_FAILED

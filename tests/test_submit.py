@@ -209,6 +209,9 @@ def test_ids_are_short_plain_and_differ_by_run_directory(one: str, other: str) -
 def test_a_jobs_end_is_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert job_result(job("a", "SUCCEEDED", driver_exit_code=0)) == 0
     assert job_result(job("a", "FAILED", driver_exit_code=2, message="exit\ncode 2")) == 2
+    repeated = "exit code 1, last available logs (truncated to 20,000 chars):\nTraceback"
+    assert job_result(job("a", "FAILED", driver_exit_code=1, message=repeated)) == 1
+    assert "Traceback" not in capsys.readouterr().err
     assert job_result(job("a", "FAILED", message="no node could set up the environment")) == 1
     assert job_result(job("a", "STOPPED")) == 130
     assert "no node could set up the environment" in capsys.readouterr().err
