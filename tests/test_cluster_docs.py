@@ -83,6 +83,13 @@ def test_a_metric_is_documented_as_it_is(name: str, metric: Metric) -> None:
     assert f"{row} {metric.what} |\n" in OBSERVABILITY
 
 
+def test_every_picture_is_shown_and_small() -> None:
+    shown = re.findall(r"^!\[.+\]\((images/.+)\)$", OBSERVABILITY, re.MULTILINE)
+    files = {path.name: path for path in (ROOT / "cluster" / "images").iterdir()}
+    assert shown and {Path(name).name for name in shown} == files.keys()
+    assert all(path.stat().st_size < 200_000 for path in files.values())
+
+
 def test_no_metric_is_documented_that_is_not_there() -> None:
     rows = re.findall(r"^\| `(rft_\w+)` \|", OBSERVABILITY, re.MULTILINE)
     assert rows == list(METRICS)
