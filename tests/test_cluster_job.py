@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from rft_ray.run_dir import read_metrics
+from tests.terminal import chatter
 
 pytestmark = [pytest.mark.engine, pytest.mark.faults]
 ROOT = Path(__file__).parents[1]
@@ -140,6 +141,9 @@ def test_a_run_is_detached_found_again_and_continued(head: Head, tmp_path: Path)
     assert followed.returncode == 0, followed.stdout[-3000:] + followed.stderr[-3000:]
     assert "is being written by a job of this command already" in followed.stderr
     assert "rft_pooled" in followed.stdout
+    assert chatter(detached.stderr + followed.stderr) == []
+    # Ray begins the log of a job with a line of its own
+    assert [line for line in chatter(followed.stdout) if "job_manager.py" not in line] == []
     assert (run_dir / "round-000" / "evaluation.json").exists()
     # the engines ended before the target was trained, and were started again to score it
     phases = [row["phase"] for row in read_metrics(run_dir / "metrics.jsonl") if "phase" in row]
