@@ -160,6 +160,12 @@ def check_paths(trainer: "TrainerConfig") -> None:
             raise InputError(f"{place}: device nvme needs an nvme_path")
 
 
+def offloads_to_disk(trainer: "TrainerConfig") -> bool:
+    """Whether the optimiser's state is on a disk of each rank's node."""
+    zero = _section(without_auto(trainer.deepspeed), "zero_optimization")
+    return _section(zero, "offload_optimizer").get("device") == "nvme"
+
+
 def _is_on(value: Any) -> bool:
     if isinstance(value, dict):
         return value.get("device", "cpu") != "none"

@@ -20,7 +20,8 @@ def disk_needed(config: RunConfig, run_dir: Path) -> int:
     width = 2 if config.trainer.dtype == "bfloat16" else 4
     sizes = list(_trained_parameters(config))
     # Those that are complete, and the one being written.
-    kept = config.trainer.num_to_keep + 1 if config.trainer.checkpoint_every else 0
+    is_kept = config.trainer.checkpoint_every and config.trainer.checkpoint_storage is None
+    kept = config.trainer.num_to_keep + 1 if is_kept else 0
     total = width * sum(sizes) + kept * STATE_BYTES * max(sizes, default=0)
     # Downloaded models are there before, and are none of what is still to be written.
     return max(0, total - (folder_bytes(run_dir) - folder_bytes(run_dir / "models")))

@@ -1,12 +1,11 @@
-"""The DeepSpeed engine of one training rank: built from a Hugging Face folder, saved and restored.
+"""The DeepSpeed engine of one training rank, built from a Hugging Face folder.
 
 DeepSpeed is told nothing about batches or schedules, which the plan and `learning_rate` decide; how
-it is set is `deepspeed_settings.py`'s. Everything in this file runs on all ranks alike.
+it is set is `deepspeed_settings.py`'s. All ranks do the same. Left out: saving and restoring, which
+is `training_state.py`'s.
 """
 
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import deepspeed
 import torch
 import transformers
 from deepspeed import DeepSpeedEngine
-from ray import train
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -26,8 +24,6 @@ from rft_ray.deepspeed_settings import deepspeed_config
 from rft_ray.errors import InputError
 from rft_ray.layers import prepare_layers
 from rft_ray.weight_decay import parameter_groups
-
-CHECKPOINT_TAG = "state"
 
 
 def build_engine(model: str, recipe: RecipeConfig, trainer: TrainerConfig) -> DeepSpeedEngine:
@@ -112,32 +108,3 @@ def _recompute_buffers(model: PreTrainedModel) -> None:
         if has_own_buffers and not any(True for _ in module.parameters()):
             module.float()
             model._init_weights(module)
-
-
-def report_checkpoint(engine: DeepSpeedEngine, folder: str, step: int) -> None:
-    """Save a resumable state into a folder of Ray Train's storage and make it the latest.
-
-    A state cut short is never read: Ray Train records the folder after all ranks have reported.
-    """
-    if engine.global_rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.makedirs(folder)
-    torch.distributed.barrier()
-    engine.save_checkpoint(folder, tag=CHECKPOINT_TAG)
-    train.report(
-        {"step": step},
-        checkpoint=train.Checkpoint.from_directory(folder),
-        checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
-    )
-
-
-def load_checkpoint(engine: DeepSpeedEngine) -> int:
-    """Restore the latest state, if there is one; the number of steps done."""
-    checkpoint = train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        loaded, _ = engine.load_checkpoint(folder, tag=CHECKPOINT_TAG)
-    if loaded is None:
-        raise RuntimeError(f"{checkpoint.path}: DeepSpeed could not load this checkpoint")
-    return engine.global_steps

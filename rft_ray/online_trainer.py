@@ -24,7 +24,7 @@ from rft_ray.ray_metrics import Meter, line_points
 from rft_ray.sampling import refresh_facts
 from rft_ray.schedule import learning_rate
 from rft_ray.selection import EVERYTHING
-from rft_ray.trainer import fit, is_due, prepare_process, run_name, stop, train_step
+from rft_ray.trainer import fit, is_due, prepare_process, stop, train_step
 from rft_ray.utilisation import Utilisation
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def online_loop(config: dict[str, Any]) -> str | None:
     trainer: TrainerConfig = config["trainer"]
     rank, num_ranks = prepare_process(trainer)
 
-    from rft_ray.engine import build_engine, load_checkpoint, report_checkpoint
+    from rft_ray.engine import build_engine
     from rft_ray.export import export_model
+    from rft_ray.training_state import load_checkpoint, report_checkpoint
 
     online = job.online
     engine = build_engine(job.model, job.recipe, trainer)
@@ -97,8 +98,7 @@ def online_loop(config: dict[str, Any]) -> str | None:
         if is_due(done, online.evaluate_every):
             export(f"{job.output_dir}.steps/step-{done:06d}", done)
         if is_due(done, trainer.checkpoint_every):
-            folder = f"{job.output_dir}.train/{run_name(job.name, trainer)}/step-{done:06d}"
-            report_checkpoint(engine, folder, done)
+            report_checkpoint(engine, done, uploads=trainer.checkpoint_storage is not None)
         clock.lap("save_seconds")
         live.refresh(done)
         clock.lap("refresh_seconds")

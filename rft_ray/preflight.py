@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+from rft_ray.checkpoint_storage import open_storage, storage_path
 from rft_ray.config import RunConfig, cluster_address
 from rft_ray.console import say
 from rft_ray.disk_needs import disk_needed
@@ -69,6 +70,7 @@ def check_cluster(config: RunConfig, run_dir: Path) -> Order:
     Raises InputError with all that is missing in one line. Waits for the cluster to grow for
     `config.wait_for_cluster_s` seconds.
     """
+    open_storage(storage_path(os.path.abspath(run_dir), config.trainer))
     if cluster_address() is None:
         nodes = read_nodes()
         views = [look(str(run_dir), "", nodes[0].address)]

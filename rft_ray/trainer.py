@@ -9,7 +9,6 @@ gradient accumulation by count (a step's micro-batches are whatever its rows nee
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from rft_ray.checkpoint_storage import open_storage, remove_storage, storage_path
 from rft_ray.config import RecipeConfig, TrainerConfig, cluster_address
-from rft_ray.deepspeed_settings import check_paths
+from rft_ray.deepspeed_settings import check_paths, offloads_to_disk
 from rft_ray.errors import InputError
 from rft_ray.loss_watch import LossWatch, save_stopped_step
 from rft_ray.packing import (
@@ -47,7 +47,7 @@ MAX_WORKER_FAILURES = 3
 class TrainingJob:
     """One fine-tuning run, from a Hugging Face folder and a Parquet file to a new folder.
 
-    Beside `output_dir` may stand `<output_dir>.train` (checkpoints, while it runs) and
+    Beside `output_dir` may stand `<output_dir>.train` (its checkpoint storage, while it runs) and
     `<output_dir>.steps/step-000123` (the extra exports of `recipe.export_every`).
     """
 
@@ -108,12 +108,14 @@ def fit(
     Raises FloatingPointError where the loop says why it stopped.
     """
     output_dir = os.path.abspath(job.output_dir)
+    storage = storage_path(output_dir, trainer)
     if not os.path.isdir(output_dir):
-        failure = _run_ranks(loop, job, trainer, f"{output_dir}.train")
+        open_storage(storage)  # refused before anything starts
+        failure = _run_ranks(loop, job, trainer, storage)
         if failure:
             raise FloatingPointError(f"training {job.name} stopped: {failure}")
     # The export is complete: the checkpoints have nothing left to protect.
-    shutil.rmtree(f"{output_dir}.train", ignore_errors=True)
+    remove_storage(storage)
     return [*map(str, extra_exports(output_dir)), output_dir]
 
 
@@ -123,7 +125,7 @@ def _run_ranks(
     trainer: TrainerConfig,
     storage: str,
 ) -> str | None:
-    """What a loop returned on rank 0; checkpoints go into the folder `storage`."""
+    """What a loop returned on rank 0; checkpoints go to the path or URI `storage`."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -165,8 +167,12 @@ def _run_ranks(
 
 
 def run_name(job: str, trainer: TrainerConfig) -> str:
-    """A checkpoint fits only the sharding that wrote it: under another one, steps are redone."""
-    return f"{job}-zero{trainer.zero_stage}-{trainer.dtype}-{trainer.num_workers}-ranks"
+    """A state fits the ZeRO stage and type that wrote it: under others, steps are redone.
+
+    So they are with another number of ranks where the state is on disks of the ranks' own.
+    """
+    name = f"{job}-zero{trainer.zero_stage}-{trainer.dtype}"
+    return f"{name}-{trainer.num_workers}-ranks" if offloads_to_disk(trainer) else name
 
 
 def train_loop(config: dict[str, Any]) -> str | None:
@@ -178,9 +184,10 @@ def train_loop(config: dict[str, Any]) -> str | None:
     trainer: TrainerConfig = config["trainer"]
     rank, num_ranks = prepare_process(trainer)
 
-    from rft_ray.engine import build_engine, load_checkpoint, report_checkpoint
+    from rft_ray.engine import build_engine
     from rft_ray.export import export_model, probe_sequences
     from rft_ray.prompts import read_example_columns
+    from rft_ray.training_state import load_checkpoint, report_checkpoint
 
     recipe, output_dir = job.recipe, os.path.abspath(job.output_dir)
     columns = read_example_columns(job.examples)
@@ -211,8 +218,7 @@ def train_loop(config: dict[str, Any]) -> str | None:
         elif is_due(step, recipe.export_every):
             export(f"{output_dir}.steps/step-{step:06d}", step)
         if step < plan.num_steps and is_due(step, trainer.checkpoint_every):
-            folder = f"{output_dir}.train/{run_name(job.name, trainer)}/step-{step:06d}"
-            report_checkpoint(engine, folder, step)
+            report_checkpoint(engine, step, uploads=trainer.checkpoint_storage is not None)
     return None
 
 

@@ -106,6 +106,10 @@ class TrainerConfig(Section):
     """Steps between resumable checkpoints; 0: none within a run."""
     num_to_keep: Count = 2
     """Resumable checkpoints that are kept, the latest ones."""
+    checkpoint_storage: str | None = None
+    """A path or URI (s3://, gs://, fsspec+PROTOCOL://) that every node can reach, to which
+    resumable checkpoints are uploaded while training goes on, from each node's temporary folder;
+    none: they are written beside the training's output, and training waits."""
     max_shard_mb: Count = 4096
     """Largest file of an export, in 2^20 bytes: what its writer holds at a time."""
     start_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0

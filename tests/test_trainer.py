@@ -24,7 +24,7 @@ from rft_ray.packing import ExampleColumns, plan_steps
 from rft_ray.prompts import read_examples, write_examples
 from rft_ray.run_dir import read_metrics
 from rft_ray.schedule import learning_rate
-from rft_ray.trainer import TrainingJob, run_training
+from rft_ray.trainer import TrainingJob, run_name, run_training
 from rft_ray.types import Example
 
 PEAK = 1e-3
@@ -183,22 +183,36 @@ def test_two_ranks_with_zero_are_the_plain_loop(
     assert_same_training(job)
 
 
-@pytest.mark.engine
-def test_a_dead_worker_and_a_dead_driver_change_nothing(folder: Path, ray_session: None) -> None:
-    """ZeRO-2 on two ranks, whole and in three pieces: bit for bit the same losses and weights."""
-    whole, pieces = (make_job(folder, n, steps=60) for n in ("whole", "pieces"))
-    trainer = make_trainer(zero_stage=2, num_workers=2, checkpoint_every=5)
-    run_training(whole, trainer)
-    assert_same_training(whole)
+@pytest.fixture(scope="module")
+def whole(folder: Path, ray_session: None) -> TrainingJob:
+    """A training on two ranks that nothing interrupts."""
+    job = make_job(folder, "whole", steps=60)
+    run_training(job, make_trainer(zero_stage=2, num_workers=2))
+    assert_same_training(job)
+    return job
 
+
+@pytest.mark.engine
+@pytest.mark.parametrize("uploads", [False, True])
+def test_a_dead_worker_and_a_dead_driver_change_nothing(
+    folder: Path, whole: TrainingJob, tmp_path: Path, uploads: bool
+) -> None:
+    """ZeRO-2 on two ranks in three pieces: bit for bit the same losses and weights."""
+    pieces = make_job(folder, f"pieces-{uploads}", steps=60)
+    trainer = make_trainer(
+        zero_stage=2,
+        num_workers=2,
+        checkpoint_every=5,
+        checkpoint_storage=f"fsspec+file://{tmp_path}" if uploads else None,
+    )
     driver = start_driver(pieces, trainer)
     wait_for_step(pieces, 12, driver)
     next(iter(train_workers(driver))).kill()
     wait_for_step(pieces, 30, driver)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, signal.SIGKILL)
-    assert not Path(pieces.output_dir).exists()
-    psutil.wait_procs(children, timeout=30)
+    kill_driver(pieces, driver)
+    storage = tmp_path if uploads else Path(f"{pieces.output_dir}.train")
+    # What is written when the kill comes may be there too.
+    assert 1 <= len(saved_steps(storage, 2)) <= trainer.num_to_keep + 2
 
     run_training(pieces, trainer)
     for ours, theirs in zip(step_rows(pieces), step_rows(whole), strict=True):
@@ -207,6 +221,60 @@ def test_a_dead_worker_and_a_dead_driver_change_nothing(folder: Path, ray_sessio
     assert Path(pieces.output_dir, weights).read_bytes() == (
         Path(whole.output_dir, weights).read_bytes()
     )
+    assert not saved_steps(storage, 2)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("stage", "model"), [(1, "tied"), (3, "untied")])
+def test_another_number_of_ranks_goes_on(
+    folder: Path, ray_session: None, stage: int, model: str
+) -> None:
+    """Two ranks, then one, then two again make the steps of the plain loop."""
+    job = make_job(folder, f"ranks-{stage}", model, steps=60)
+    zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    two, one = (
+        make_trainer(
+            zero_stage=stage, num_workers=n, checkpoint_every=5, num_to_keep=20, deepspeed=zero
+        )
+        for n in (2, 1)
+    )
+    for trainer, step in ((two, 12), (one, 30)):
+        driver = start_driver(job, trainer)
+        wait_for_step(job, step, driver)
+        kill_driver(job, driver)
+    # The rank alone has made no step again that the two had saved.
+    by_two, by_one = (saved_steps(Path(f"{job.output_dir}.train"), n) for n in (2, 1))
+    assert 10 <= by_two[-1] <= by_one[0]
+    run_training(job, two)
+    assert_same_training(job)
+
+
+@pytest.mark.engine
+def test_an_upload_that_fails_ends_the_training(
+    folder: Path, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rft_ray.trainer.MAX_WORKER_FAILURES", 0)
+    job = make_job(folder, "not-uploaded")
+    trainer = make_trainer(checkpoint_every=5, checkpoint_storage=str(tmp_path))
+    place = Path(f"{tmp_path}{job.output_dir}.train", run_name(job.name, trainer))
+    place.mkdir(parents=True)
+    # Where the last checkpoint is to be, there is a file already.
+    (place / "step-000005-of-1-ranks").write_text("")
+    with pytest.raises(Exception, match="step-000005-of-1-ranks"):
+        run_training(job, trainer)
+
+
+def saved_steps(storage: Path, ranks: int) -> list[int]:
+    """Steps that so many ranks have saved, in order."""
+    return sorted(int(f.name.split("-")[1]) for f in storage.rglob(f"step-*-of-{ranks}-ranks"))
+
+
+def kill_driver(job: TrainingJob, driver: subprocess.Popen[bytes]) -> None:
+    """Kill a driver and wait until its cluster has noticed."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    assert not Path(job.output_dir).exists()
+    psutil.wait_procs(children, timeout=30)
 
 
 def start_driver(job: TrainingJob, trainer: TrainerConfig) -> subprocess.Popen[bytes]:
@@ -214,7 +282,7 @@ def start_driver(job: TrainingJob, trainer: TrainerConfig) -> subprocess.Popen[b
     code = f"""
 from rft_ray.config import RecipeConfig, TrainerConfig
 from rft_ray.ray_session import start_ray
-from rft_ray.trainer import TrainingJob, run_training
+from rft_ray.trainer import TrainingJob, run_name, run_training
 start_ray()
 run_training({job!r}, {trainer!r})
 """
