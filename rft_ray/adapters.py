@@ -2,7 +2,7 @@
 
 Adapters are injected into the model's linear layers, so it stays the class it was; exports and
 refreshes see the base weights by their own names, with W + alpha / rank x B A in their place, made
-one tensor at a time. Left out: quantised bases, which the samplers would not hold.
+one tensor at a time. Left out: how base weights are held in 4 bits, which is `quantisation.py`'s.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from rft_ray.quantisation import STATE_SUFFIXES, whole_weight
 from rft_ray.training_config import LoraConfig
 
 if TYPE_CHECKING:
@@ -65,15 +66,16 @@ def weight_parts(weight: Tensor, layer: "LoraLayer | None") -> list[Tensor]:
 @torch.no_grad()
 def merged_weight(weight: Tensor, layer: "LoraLayer | None") -> Tensor:
     """A weight as the model acts by it; the sum is made in fp32 or wider."""
+    whole = whole_weight(weight)
     if layer is None:
-        return weight.detach()
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    _, down, up = (part.detach().to(wide) for part in weight_parts(weight, layer))
-    return (weight.detach().to(wide) + layer.scaling[NAME] * (up @ down)).to(weight.dtype)
+        return whole
+    wide = torch.promote_types(whole.dtype, torch.float32)
+    down, up = (part.detach().to(wide) for part in weight_parts(weight, layer)[1:])
+    return (whole.to(wide) + layer.scaling[NAME] * (up @ down)).to(whole.dtype)
 
 
 def base_name(name: str) -> str | None:
-    """What a tensor is called without adapters; None for those of an adapter."""
-    if ".lora_" in name:
+    """What a tensor is called without adapters; None for those that are parts of others."""
+    if ".lora_" in name or name.endswith(STATE_SUFFIXES):
         return None
     return name.replace(".base_layer.", ".")

@@ -174,6 +174,8 @@ def _is_on(value: Any) -> bool:
 
 def check_recipe(trainer: "TrainerConfig", recipe: "RecipeConfig", name: str) -> None:
     """Raise ValueError with one line where a recipe contradicts the user's DeepSpeed settings."""
+    if recipe.lora and recipe.lora.quantised and trainer.zero_stage == 3:
+        raise ValueError(f"{name}.lora.quantised needs zero_stage 2 or less, not 3")
     own = without_auto(trainer.deepspeed)
     params = _section(_section(own, "optimizer"), "params")
     stated = {

@@ -23,6 +23,7 @@ from rft_ray.config import RecipeConfig, TrainerConfig
 from rft_ray.deepspeed_settings import deepspeed_config
 from rft_ray.errors import InputError
 from rft_ray.layers import prepare_layers
+from rft_ray.quantisation import quantised_loading
 from rft_ray.weight_decay import parameter_groups
 
 
@@ -34,7 +35,7 @@ def build_engine(model: str, recipe: RecipeConfig, trainer: TrainerConfig) -> De
     # DeepSpeed would spend a minute compiling its shared-memory all-reduce; gloo is there already.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     config = deepspeed_config(recipe, trainer)
-    module = _load_model(model, config, trainer)
+    module = _load_model(model, config, trainer, bool(recipe.lora and recipe.lora.quantised))
     if recipe.lora:
         inject_adapters(module, recipe.lora, recipe.seed)
     groups = parameter_groups(module, recipe)
@@ -58,7 +59,9 @@ def _adamw(groups: list[dict[str, Any]], recipe: RecipeConfig) -> torch.optim.Ad
     )
 
 
-def _load_model(path: str, config: dict[str, Any], trainer: TrainerConfig) -> PreTrainedModel:
+def _load_model(
+    path: str, config: dict[str, Any], trainer: TrainerConfig, quantised: bool
+) -> PreTrainedModel:
     """The model without dropout, its parameters sharded from the start under ZeRO-3."""
     dtype = getattr(torch, trainer.dtype)
     has_flash = trainer.gpus_per_worker > 0 and is_flash_attn_2_available()
@@ -66,9 +69,13 @@ def _load_model(path: str, config: dict[str, Any], trainer: TrainerConfig) -> Pr
     use_flash = has_flash and dtype == torch.bfloat16 and trainer.micro_batch_rows == 1
     attention = "flash_attention_2" if use_flash else "sdpa"
     if config["zero_optimization"]["stage"] < 3:
+        device = deepspeed.get_accelerator().current_device_name()
+        more = quantised_loading(dtype, device) if quantised else {}
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=attention, local_files_only=True
+            path, dtype=dtype, attn_implementation=attention, local_files_only=True, **more
         )
+        # What is exported is whole again.
+        vars(model.config).pop("quantization_config", None)
     else:
         shape = AutoConfig.from_pretrained(path, local_files_only=True)
         # The type comes from the config: given as an argument, zero.Init ignores it on CPUs.

@@ -6,6 +6,7 @@ not at all. Checkpoints for resuming are `engine.py`'s.
 """
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, distributed
 
 from rft_ray.adapters import adapted_layers, base_name, merged_weight, weight_parts
 from rft_ray.packing import ExampleColumns
+from rft_ray.quantisation import whole_form
 
 MAX_SHARD_BYTES = 4 * 2**30
 PROBE_SEQUENCES = 4
@@ -121,12 +123,12 @@ def plan_shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Te
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        # While a parameter is sharded, its own numel() is 0.
-        count = getattr(tensor, "ds_numel", tensor.numel())
-        size += count * tensor.element_size()
+        shape, dtype = whole_form(tensor)
+        own = math.prod(shape) * dtype.itemsize
+        size += own
         if shards[-1] and size > max_bytes:
             shards.append({})
-            size = count * tensor.element_size()
+            size = own
         shards[-1][name] = tensor
     return shards
 

@@ -31,6 +31,7 @@ from rft_ray.packing import (
     pack_batch,
     plan_steps,
 )
+from rft_ray.quantisation import find_fault
 from rft_ray.schedule import learning_rate
 from rft_ray.step_metrics import StepMetrics
 from rft_ray.utilisation import Utilisation
@@ -111,6 +112,8 @@ def fit(
     storage = storage_path(output_dir, trainer)
     if not os.path.isdir(output_dir):
         open_storage(storage)  # refused before anything starts
+        if job.recipe.lora and job.recipe.lora.quantised and (fault := find_fault()):
+            raise InputError(fault)
         failure = _run_ranks(loop, job, trainer, storage)
         if failure:
             raise FloatingPointError(f"training {job.name} stopped: {failure}")

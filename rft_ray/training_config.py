@@ -26,6 +26,9 @@ class LoraConfig(Section):
     targets: list[str] = Field(default=[])
     """Last parts of the names of the layers that get one (q_proj, ...); none: every linear layer
     but the output."""
+    quantised: bool = False
+    """Hold the linear layers' frozen weights in 4 bits (QLoRA), through bitsandbytes; what is
+    exported and sent to samplers is whole. Not under ZeRO-3."""
 
 
 class RecipeConfig(Section):

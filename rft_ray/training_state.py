@@ -40,7 +40,8 @@ def report_checkpoint(engine: DeepSpeedEngine, step: int, uploads: bool) -> None
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     torch.distributed.barrier()
-    engine.save_checkpoint(str(folder), tag=TAG)
+    # Frozen weights are in the folder that training started from.
+    engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=_has_frozen(engine))
     checkpoint = train.Checkpoint.from_directory(folder)
     if engine.global_rank == 0:
         checkpoint.set_metadata({"num_ranks": engine.world_size})
@@ -51,6 +52,10 @@ def report_checkpoint(engine: DeepSpeedEngine, step: int, uploads: bool) -> None
         checkpoint_dir_name=name,
         checkpoint_upload_mode=mode.ASYNC if uploads else mode.NO_UPLOAD,
     )
+
+
+def _has_frozen(engine: DeepSpeedEngine) -> bool:
+    return not all(parameter.requires_grad for parameter in engine.module.parameters())
 
 
 def _storage_folder() -> Path:
@@ -91,7 +96,7 @@ def _downloaded(checkpoint: train.Checkpoint) -> Iterator[str]:
 
 def load_state(engine: DeepSpeedEngine, folder: str) -> None:
     """Restore what this number of ranks has saved to a folder into an engine just built."""
-    loaded, _ = engine.load_checkpoint(folder, tag=TAG)
+    loaded, _ = engine.load_checkpoint(folder, tag=TAG, load_module_strict=not _has_frozen(engine))
     if loaded is None:
         raise RuntimeError(f"{folder}: DeepSpeed could not load this checkpoint")
 

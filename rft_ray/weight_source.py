@@ -16,6 +16,7 @@ from torch import Tensor
 from rft_ray.adapters import adapted_layers, merged_weight, weight_parts
 from rft_ray.buckets import TensorSpec, plan_buckets
 from rft_ray.export import unique_tensors
+from rft_ray.quantisation import whole_form
 from rft_ray.weight_group import bucket_bytes, pack
 
 
@@ -65,6 +66,6 @@ class WeightSource:
 
 
 def tensor_spec(name: str, tensor: Tensor) -> TensorSpec:
-    """What a tensor is when it is whole; under ZeRO-3 its own shape says 0."""
-    shape = getattr(tensor, "ds_shape", tensor.shape)
-    return TensorSpec(name, tuple(shape), str(tensor.dtype).removeprefix("torch."))
+    """What a tensor is when it is whole."""
+    shape, dtype = whole_form(tensor)
+    return TensorSpec(name, shape, str(dtype).removeprefix("torch."))

@@ -1,5 +1,7 @@
 """Adapters in a model, and the weights it acts by. Run: pytest tests/test_adapters.py"""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -12,6 +14,7 @@ from rft_ray.adapters import (
     merged_weight,
     weight_parts,
 )
+from rft_ray.quantisation import quantised_loading, whole_form, whole_weight
 from rft_ray.training_config import LoraConfig
 
 CONFIG = LlamaConfig(
@@ -82,3 +85,32 @@ def test_adapters_are_the_same_on_every_rank() -> None:
 def test_a_layer_that_is_not_there_is_refused(target: str) -> None:
     with pytest.raises(ValueError, match=target):
         adapted(targets=[target])
+
+
+def test_weights_in_4_bits_leave_whole(tmp_path: Path) -> None:
+    """The names, shapes and types of a plain model, and what it says, by dequantised weights."""
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(CONFIG)
+    plain.save_pretrained(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path, **quantised_loading(torch.float32, "cpu"))
+    inject_adapters(model, LoraConfig(rank=4), seed=1)
+    layers = adapted_layers(model)
+    assert len(layers) == 2 * len(LINEAR)
+    for layer in layers.values():
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    tensors = {
+        own: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if (own := base_name(name))
+    }
+    state = {name: merged_weight(t, layers.get(id(t))) for name, t in tensors.items()}
+    forms = {name: (tuple(t.shape), t.dtype) for name, t in plain.state_dict().items()}
+    assert {name: whole_form(t) for name, t in tensors.items()} == forms
+    assert {name: (tuple(t.shape), t.dtype) for name, t in state.items()} == forms
+    plain.load_state_dict(state)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, model.eval()(ids).logits, rtol=0, atol=1e-4)
+    # Most of the weights are held in an eighth of the bytes.
+    base = next(iter(layers.values())).base_layer.weight
+    assert base.nbytes * 8 == whole_weight(base).nbytes

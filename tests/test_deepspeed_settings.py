@@ -161,6 +161,13 @@ def test_a_recipe_and_deepspeed_say_the_same(deepspeed, message) -> None:
     check_recipe(TrainerConfig(deepspeed=USUAL), RecipeConfig(), "rft")
 
 
+def test_weights_in_4_bits_are_not_sharded() -> None:
+    recipe = RecipeConfig(lora={"quantised": True})
+    with pytest.raises(ValueError, match=r"sft\.lora\.quantised needs zero_stage 2 or less, not 3"):
+        check_recipe(TrainerConfig(zero_stage=3), recipe, "sft")
+    check_recipe(TrainerConfig(zero_stage=2), recipe, "sft")
+
+
 def test_disks_to_offload_to_are_named_before_training() -> None:
     zero = {"stage": 3, "offload_optimizer": {"device": "nvme"}}
     with pytest.raises(InputError, match="offload_optimizer: device nvme needs an nvme_path"):

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from rft_ray.adapters import inject_adapters
 from rft_ray.config import RecipeConfig, TrainerConfig
 from rft_ray.packing import ExampleColumns, plan_steps
+from rft_ray.quantisation import quantised_loading
 from rft_ray.schedule import learning_rate
 from rft_ray.trainer import planned_batches, train_step
 from rft_ray.training_config import LoraConfig
@@ -73,7 +74,9 @@ def train(examples: list[Example], folder: str, recipe: RecipeConfig, **fields: 
 
 def plain_losses(examples: list[Example], folder: str, recipe: RecipeConfig) -> list[float]:
     """Padded batches, transformers' own loss, torch's AdamW and clipping, one process."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    is_quantised = recipe.lora is not None and recipe.lora.quantised
+    more = quantised_loading(torch.float32, "cpu") if is_quantised else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).eval()
     if recipe.lora:
         inject_adapters(model, recipe.lora, recipe.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -119,6 +122,7 @@ def padded(batch: list[Example]) -> dict[str, torch.Tensor]:
                     "stage": 3,
                     "stage3_param_persistence_threshold": 0,
                     "offload_optimizer": {"device": "cpu"},
+                    "offload_param": {"device": "cpu"},
                 }
             }
         },
@@ -134,13 +138,18 @@ def test_thirty_steps_are_those_of_plain_hugging_face(examples, fields) -> None:
     assert ours[:5] == pytest.approx(plain[:5], rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_adapters_are_trained_alone_and_leave_merged(examples, stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "quantised"), [(0, False), (2, False), (3, False), (2, True)]
+)
+def test_adapters_are_trained_alone_and_leave_merged(
+    examples, stage, quantised, tmp_path: Path
+) -> None:
     from rft_ray.export import export_model
     from rft_ray.weight_group import unpack
     from rft_ray.weight_source import WeightSource
 
-    recipe = RECIPE.model_copy(update={"steps": 10, "lora": LoraConfig(rank=4, alpha=8)})
+    lora = LoraConfig(rank=4, alpha=8, quantised=quantised)
+    recipe = RECIPE.model_copy(update={"steps": 10, "lora": lora})
     zero = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
     engine, losses = train(examples, str(BASE), recipe, deepspeed=zero)
     assert losses == pytest.approx(plain_losses(examples, str(BASE), recipe), rel=1e-4)

@@ -167,15 +167,25 @@ def test_one_rank_without_zero_is_the_plain_loop(folder: Path, ray_session: None
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("stage", "model", "rows", "loss"),
-    [(1, "untied", 2, "sequence_mean"), (3, "tied", 1, "token_mean")],
+    ("stage", "model", "rows", "loss", "share"),
+    [
+        (1, "untied", 2, "sequence_mean", 1),
+        (3, "tied", 1, "token_mean", 1),
+        (3, "untied", 1, "token_mean", 2),
+    ],
 )
 def test_two_ranks_with_zero_are_the_plain_loop(
-    folder: Path, ray_session: None, stage: int, model: str, rows: int, loss: str
+    folder: Path, ray_session: None, stage: int, model: str, rows: int, loss: str, share: int
 ) -> None:
-    job = make_job(folder, f"zero{stage}", model, loss=loss)
-    # Below this size ZeRO-3 keeps a parameter whole on every rank; here all are sharded.
-    settings = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    job = make_job(folder, f"zero{stage}-{share}", model, loss=loss)
+    # Below this size ZeRO-3 keeps a parameter whole on every rank; here all are sharded. With a
+    # share, each group of so many ranks has the weights a second time (ZeRO++'s hpZ).
+    settings = {
+        "zero_optimization": {
+            "stage3_param_persistence_threshold": 0,
+            "zero_hpz_partition_size": share,
+        }
+    }
     run_training(
         job,
         make_trainer(zero_stage=stage, num_workers=2, micro_batch_rows=rows, deepspeed=settings),
