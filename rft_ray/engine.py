@@ -24,6 +24,7 @@ from rft_ray.deepspeed_settings import deepspeed_config
 from rft_ray.errors import InputError
 from rft_ray.layers import prepare_layers
 from rft_ray.quantisation import quantised_loading
+from rft_ray.sequence_parallel import share_rows
 from rft_ray.weight_decay import parameter_groups
 
 
@@ -46,6 +47,8 @@ def build_engine(model: str, recipe: RecipeConfig, trainer: TrainerConfig) -> De
         config=config,
         dist_init_required=False,
     )
+    if trainer.sequence_parallel > 1:
+        share_rows(engine.module, trainer.sequence_parallel, trainer.micro_batch_rows)
     return engine
 
 

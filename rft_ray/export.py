@@ -20,6 +20,7 @@ from torch import Tensor, distributed
 from rft_ray.adapters import adapted_layers, base_name, merged_weight, weight_parts
 from rft_ray.packing import ExampleColumns
 from rft_ray.quantisation import whole_form
+from rft_ray.sequence_parallel import whole_rows
 
 MAX_SHARD_BYTES = 4 * 2**30
 PROBE_SEQUENCES = 4
@@ -43,11 +44,12 @@ def probe_sequences(columns: ExampleColumns) -> list[list[int]]:
 def probe_logprobs(engine: DeepSpeedEngine, sequences: list[list[int]]) -> list[list[float]]:
     """log p of each token given those before it, first token left out, by the current weights."""
     result = []
-    for sequence in sequences:
-        ids = torch.tensor([sequence], device=engine.device)
-        logits = engine(input_ids=ids, use_cache=False).logits[0, :-1]
-        picked = logits.float().log_softmax(dim=-1).gather(1, ids[0, 1:, None])
-        result.append(picked.squeeze(1).tolist())
+    with whole_rows(engine.module):
+        for sequence in sequences:
+            ids = torch.tensor([sequence], device=engine.device)
+            logits = engine(input_ids=ids, use_cache=False).logits[0, :-1]
+            picked = logits.float().log_softmax(dim=-1).gather(1, ids[0, 1:, None])
+            result.append(picked.squeeze(1).tolist())
     return result
 
 

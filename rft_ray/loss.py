@@ -48,10 +48,10 @@ class LossSums(NamedTuple):
 class Targets(NamedTuple):
     """The tokens of a micro-batch that have loss, and what it takes to have it; all of (count,).
 
-    `positions` are those of the tokens before them, counted through the flattened rows: the only
-    hidden states the model's last layer need see. `sampled` are the sampler's log-probabilities,
-    NaN where there is none. The count may be 0: such a row still takes part in the collectives of
-    its backward pass, with gradients of zero.
+    `positions` are those of the tokens before them, counted through the flattened rows of the piece
+    that this rank computes: the only hidden states the model's last layer need see. `sampled` are
+    the sampler's log-probabilities, NaN where there is none. The count may be 0: such a row still
+    takes part in the collectives of its backward pass, with gradients of zero.
     """
 
     positions: Tensor
@@ -67,10 +67,15 @@ class Targets(NamedTuple):
         """Of a micro-batch; without a clip range no token has a ratio."""
         # The first token of a row has no weight, so that a row never trains on the one before.
         places = np.flatnonzero(packed.weights)
+        own = packed.columns
+        rows, columns = np.divmod(places - 1, packed.weights.shape[1])
+        is_own = (own.start <= columns) & (columns < own.stop)
+        positions = (rows * (own.stop - own.start) + columns - own.start)[is_own]
+        places = places[is_own]
         weights = packed.weights.flat[places]
         has_ratio = clip is not None and packed.logprobs is not None
         sampled = packed.logprobs.flat[places] if has_ratio else np.full(len(places), np.nan)
-        arrays = (places - 1, packed.token_ids.flat[places], weights, sampled)
+        arrays = (positions, packed.token_ids.flat[places], weights, sampled)
         tensors = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
         return cls(*tensors, clip or ClipRange())
 

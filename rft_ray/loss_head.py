@@ -70,7 +70,8 @@ def _run(model: nn.Module, packed: PackedBatch, targets: Targets) -> Tensor:
     """What the model returns in the place of logits."""
 
     def on_device(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(targets.positions.device)
+        own = np.ascontiguousarray(array[:, packed.columns])
+        return torch.from_numpy(own).to(targets.positions.device)
 
     # No attention mask: from position ids that restart, transformers itself builds the block-
     # diagonal one (or variable-length flash attention), sliding windows included.

@@ -149,8 +149,11 @@ def train_on(
     rank, num_ranks = place
     columns = ExampleColumns.of(learned.examples)
     weights = online_weights(learned, columns, job.recipe.loss, job.online.normalise)
-    shape = (num_ranks, trainer.row_tokens, trainer.micro_batch_rows)
-    own = rank_batches(number, columns, weights, *shape)[rank]
+    group, piece = divmod(rank, trainer.sequence_parallel)
+    num_groups = num_ranks // trainer.sequence_parallel
+    shape = (num_groups, trainer.row_tokens, trainer.micro_batch_rows)
+    own = rank_batches(number, columns, weights, *shape)[group]
+    own = own.piece(piece, trainer.sequence_parallel)
     results = []
     for update in range(updates):
         rate = learning_rate((number - 1) * updates + update + 1, total, job.recipe)

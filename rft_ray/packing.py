@@ -267,6 +267,15 @@ class PackedBatch:
     segment_ids: np.ndarray
     weights: np.ndarray
     logprobs: np.ndarray | None = None
+    piece: tuple[int, int] = (0, 1)
+    """Which, counted from 0, of how many equal pieces of the width this rank computes."""
+
+    @property
+    def columns(self) -> slice:
+        """Those of the piece."""
+        number, count = self.piece
+        width = self.token_ids.shape[1] // count
+        return slice(number * width, (number + 1) * width)
 
 
 def pack_batch(

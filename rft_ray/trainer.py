@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,11 @@ class StepBatch:
     fill: float
     all_tokens: int = 0
     """Those of prompts included."""
+
+    def piece(self, number: int, count: int) -> "StepBatch":
+        """The same where `count` ranks share the rows, for the `number`-th of them from 0."""
+        own = [replace(packed, piece=(number, count)) for packed in self.micro_batches]
+        return replace(self, micro_batches=own)
 
 
 def run_training(job: TrainingJob, trainer: TrainerConfig) -> list[str]:
@@ -194,8 +199,10 @@ def train_loop(config: dict[str, Any]) -> str | None:
 
     recipe, output_dir = job.recipe, os.path.abspath(job.output_dir)
     columns = read_example_columns(job.examples)
+    group, place = divmod(rank, trainer.sequence_parallel)
+    num_groups = num_ranks // trainer.sequence_parallel
     plan = plan_steps(
-        columns.lengths, recipe, num_ranks, trainer.row_tokens, trainer.micro_batch_rows
+        columns.lengths, recipe, num_groups, trainer.row_tokens, trainer.micro_batch_rows
     )
     probes = probe_sequences(columns)
     engine = build_engine(job.model, recipe, trainer)
@@ -207,10 +214,11 @@ def train_loop(config: dict[str, Any]) -> str | None:
     def export(folder: str, step: int) -> None:
         export_model(engine, job.model, folder, probes, step, trainer.max_shard_mb * 2**20)
 
-    for batch in planned_batches(plan, columns, rank, first_step=steps_done + 1):
+    for batch in planned_batches(plan, columns, group, first_step=steps_done + 1):
         step, started = batch.step, time.perf_counter()
         rate = learning_rate(step, plan.num_steps, recipe)
-        result = train_step(engine, batch, rate, recipe.max_grad_norm, limit=watch.limit)
+        own = batch.piece(place, trainer.sequence_parallel)
+        result = train_step(engine, own, rate, recipe.max_grad_norm, limit=watch.limit)
         if failure := watch.failure(step, *result):
             return stop(failure, rank, output_dir, step, columns, plan.step(step).example_ids)
         if metrics:
@@ -261,7 +269,7 @@ def is_due(step: int, every: int | None) -> bool:
 def planned_batches(
     plan: TrainingPlan, columns: ExampleColumns, rank: int, first_step: int
 ) -> Iterator[StepBatch]:
-    """This rank's part of every step of a plan, from first_step on."""
+    """This rank's (or group of ranks') part of every step of a plan, from first_step on."""
     from rft_ray.loss import token_weights
 
     for number in range(first_step, plan.num_steps + 1):

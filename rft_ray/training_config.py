@@ -101,6 +101,9 @@ class TrainerConfig(Section):
     """Length of a packed row; at least the recipe's max_length."""
     micro_batch_rows: Count = 1
     """Packed rows per forward pass of a rank."""
+    sequence_parallel: Literal[1, 2, 4, 8] = 1
+    """Ranks that share each packed row, a piece of its width each, for rows too long for one
+    (Ulysses); it divides num_workers and the model's key-value heads."""
     activation_checkpointing: bool = False
     """Recompute a layer's activations in the backward pass instead of keeping them."""
     compile: bool = False
@@ -140,4 +143,11 @@ class TrainerConfig(Section):
         check_trainer(self)
         if self.compile and self.zero_stage == 3:
             raise ValueError("compile is not for zero_stage 3, whose layers are not whole")
+        if self.num_workers % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel ({self.sequence_parallel}) does not divide "
+                f"num_workers ({self.num_workers})"
+            )
+        if self.compile and self.sequence_parallel > 1:
+            raise ValueError("compile is not for sequence_parallel, which exchanges within layers")
         return self
