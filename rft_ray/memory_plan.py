@@ -8,6 +8,7 @@ which a device is not filled to the brim, models that change their logits after 
 what a run does once (loading below ZeRO-3 but for the main memory it takes, exports).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -150,6 +151,11 @@ def _host_bytes(zero: ZeroSettings, weights: float, gradients: float, optimiser:
     return held
 
 
+def micro_batch_tokens(trainer: TrainerConfig) -> int:
+    """Positions of a full micro-batch that one rank computes."""
+    return math.ceil(trainer.row_tokens * trainer.micro_batch_rows / trainer.sequence_parallel)
+
+
 def value_bytes(trainer: TrainerConfig) -> int:
     """Of a weight or an activation."""
     return 2 if trainer.dtype == "bfloat16" else 4
@@ -217,7 +223,7 @@ def activation_bytes(shape: ModelShape, trainer: TrainerConfig) -> tuple[float, 
     A layer's attention keeps the mask that tells the examples of a row apart, a value for each pair
     of a row's tokens.
     """
-    width, tokens = value_bytes(trainer), trainer.row_tokens * trainer.micro_batch_rows
+    width, tokens = value_bytes(trainer), micro_batch_tokens(trainer)
     layer = layer_activation_bytes(shape, width) + width * trainer.row_tokens
     gradients = width * (2 * shape.width + 3 * shape.feed_forward)
     if trainer.activation_checkpointing:
@@ -228,7 +234,7 @@ def activation_bytes(shape: ModelShape, trainer: TrainerConfig) -> tuple[float, 
 def logit_bytes(shape: ModelShape, trainer: TrainerConfig, is_trained: bool) -> float:
     """Of the last layer and the loss: a piece of the logits and what it becomes, the hidden states
     with their gradients, and the layer's own gradient, summed in fp32."""
-    width, tokens = value_bytes(trainer), trainer.row_tokens * trainer.micro_batch_rows
+    width, tokens = value_bytes(trainer), micro_batch_tokens(trainer)
     most = LOGIT_BYTES * (4 if trainer.gpus_per_worker else 1)
     piece, states = min(most, tokens * shape.vocabulary * 4), 2 * tokens * shape.width * width
     if not is_trained:

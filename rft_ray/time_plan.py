@@ -66,9 +66,11 @@ def step_time(
 ) -> StepTime:
     """Of a step over that many examples of that mean length. Beside adapters weights need no
     gradients, which are a third of the arithmetic, and only adapters are sent and updated."""
+    groups = trainer.num_workers // trainer.sequence_parallel
     micro_batches, computed = packed(
-        examples, round(tokens), trainer.num_workers, trainer.row_tokens, trainer.micro_batch_rows
+        examples, round(tokens), groups, trainer.row_tokens, trainer.micro_batch_rows
     )
+    computed /= trainer.sequence_parallel
     peak = gpu.tflops * 1e12 * min(1.0, trainer.gpus_per_worker)
     passes = 1.0 + (trainer.activation_checkpointing - (lora is not None)) / 3
     trained = adapter_parameters(shape, lora) if lora else shape.parameters

@@ -296,6 +296,13 @@ def test_activations_grow_with_the_micro_batch_unless_recomputed() -> None:
     assert recomputed.activations < 0.15 * one.activations
 
 
+def test_ranks_that_share_rows_share_their_activations() -> None:
+    row = {"row_tokens": 8192, "num_workers": 4}
+    whole, shared = (training_memory(SEVEN, trainer(sequence_parallel=n, **row)) for n in (1, 4))
+    assert whole.activations == 4 * shared.activations and whole.logits == 4 * shared.logits
+    assert (whole.weights, whole.optimiser) == (shared.weights, shared.optimiser)
+
+
 def sampler(**settings: Any) -> SamplerConfig:
     return SamplerConfig(**{"gpus_per_replica": 1, "vllm": {"dtype": "bfloat16"}, **settings})
 

@@ -76,6 +76,16 @@ def test_a_step_of_one_rank_is_arithmetic() -> None:
     assert own.optimiser == pytest.approx(30 * SEVEN.parameters / 3350e9)
 
 
+def test_ranks_that_share_rows_share_their_arithmetic() -> None:
+    """As much as with rows of their own, but for padding, in twice as many micro-batches."""
+    own, shared = (
+        step_time(SEVEN, trainer(num_workers=2, sequence_parallel=n), EIGHT, H100, 128, 240)
+        for n in (1, 2)
+    )
+    assert shared.arithmetic == pytest.approx(own.arithmetic, rel=0.05)
+    assert own.micro_batches < shared.micro_batches <= 2 * own.micro_batches
+
+
 def test_messages_by_stage() -> None:
     whole, link = 2 * SEVEN.parameters, EIGHT.link_gb_s * GB
 
