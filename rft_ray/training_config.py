@@ -125,7 +125,8 @@ class TrainerConfig(Section):
     deepspeed: dict[str, Any] = Field(default={})
     """DeepSpeed's configuration, or the path of a JSON file with it, taken as it is: offload,
     ZeRO++, buckets and whatever else DeepSpeed knows. `auto` is filled in from this config, and
-    what both state must agree."""
+    what both state must agree. ZeRO++'s quantised weights and gradients need GPUs, NVMe offload
+    needs zero_stage 3 and libaio; the rest runs on CPUs too."""
 
     @model_validator(mode="before")
     @classmethod
