@@ -80,7 +80,7 @@ def test_another_number_of_ranks_goes_on(
     folder: Path, ray_session: None, stage: int, model: str
 ) -> None:
     """Two ranks, then one, then two again make the steps of the plain loop."""
-    job = make_job(folder, f"ranks-{stage}", model, steps=60)
+    job = make_job(folder, f"ranks-{stage}", model, steps=100)
     zero = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     two, one = (
         make_trainer(
@@ -88,9 +88,10 @@ def test_another_number_of_ranks_goes_on(
         )
         for n in (2, 1)
     )
-    for trainer, step in ((two, 12), (one, 30)):
+    for trainer in (two, one):
         driver = start_driver(job, trainer)
-        wait_for_step(job, step, driver)
+        # Ranks whose driver is killed may have made a few steps more.
+        wait_for_step(job, last_step(job) + 12, driver)
         kill_driver(job, driver)
     # The rank alone did not begin anew: at step 12, that of 5 is recorded.
     assert saved_steps(Path(f"{job.output_dir}.train"), 1)[0] >= 10
@@ -144,11 +145,15 @@ def train_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
 
 
+def last_step(job: TrainingJob) -> int:
+    rows = read_metrics(Path(job.metrics_path))
+    return max((row["step"] for row in rows if row.get("job") == job.name), default=0)
+
+
 def wait_for_step(job: TrainingJob, step: int, driver: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        rows = read_metrics(Path(job.metrics_path))
-        if any(row.get("job") == job.name and row["step"] >= step for row in rows):
+        if last_step(job) >= step:
             return
         assert driver.poll() is None, "the driver ended early"
         time.sleep(0.02)
