@@ -299,7 +299,7 @@ def test_activations_grow_with_the_micro_batch_unless_recomputed() -> None:
 def test_ranks_that_share_rows_share_their_activations() -> None:
     row = {"row_tokens": 8192, "num_workers": 4}
     whole, shared = (training_memory(SEVEN, trainer(sequence_parallel=n, **row)) for n in (1, 4))
-    assert whole.activations == 4 * shared.activations and whole.logits == 4 * shared.logits
+    assert whole.activations == 4 * shared.activations
     assert (whole.weights, whole.optimiser) == (shared.weights, shared.optimiser)
 
 
