@@ -106,16 +106,29 @@ def _build(
             "weight_transfer_config": {"backend": WEIGHT_BACKEND},
         },
         deployment_config=deployment_options(config),
-        runtime_env={"env_vars": {"VLLM_LOGGING_LEVEL": "INFO", **config.env}},
+        runtime_env={
+            "env_vars": {"VLLM_LOGGING_LEVEL": "INFO", **_threads(config), **config.env}
+        },
         callback_config={"callback_class": "rft_ray.deployment.NothingToDownload"},
         log_engine_metrics=False,
     )
     return build_llm_deployment(
         llm_config,
         name_prefix="sampler-",
-        bind_kwargs={"weights": Weights(model, 0), "tolerance": tolerance},
+        bind_kwargs={
+            "weights": Weights(model, 0),
+            "tolerance": tolerance,
+            "cores": config.cores,
+        },
         deployment_cls=Sampler,
     )
+
+
+def _threads(config: SamplerConfig) -> dict[str, str]:
+    """A worker's threads, one on each core; vLLM would leave one of the cores alone."""
+    if not config.cores or config.tensor_parallel_size > 1:
+        return {}
+    return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, config.cores))}
 
 
 def bundles(config: SamplerConfig) -> list[dict[str, float]]:

@@ -44,8 +44,8 @@ def run_online(config: RunConfig) -> None:
     """Fine-tune, then sample from the live target while it trains; evaluate."""
     with open_study(config) as study:
         if not is_finished(study):
-            checkpoints = fine_tune(study)
             with running_samplers(study) as samplers:
+                checkpoints = fine_tune(study)
                 scorer = Scorer(study, samplers)
                 rows = score_baselines(scorer, checkpoints)
                 if "validation" in study.problems:
