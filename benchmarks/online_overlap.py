@@ -83,9 +83,7 @@ def parts(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
     }
 
 
-def report(
-    alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], steps: int
-) -> None:
+def report(alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], steps: int) -> None:
     """The table, the result file and the JSON line."""
     from rft_ray.benchmark_summary import finish
 

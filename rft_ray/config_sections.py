@@ -296,6 +296,9 @@ class OnlineConfig(Section):
     """Evaluations without a new best on validation after which the run stops; none: never."""
     in_flight: Literal["wait", "keep", "abort"] = "wait"
     """What becomes of requests in flight when weights arrive (vLLM's meaning)."""
+    transfer: Literal["network", "shared"] = "network"
+    """How weights reach the samplers: by gloo or NCCL, or through memory of the trainer's machine,
+    which all replicas of the target must then be on (CUDA IPC, where they share its GPUs)."""
     bucket_mb: Count = 256
     """Most weights that are whole in one place during a refresh, in 2^20 bytes."""
     refresh_timeout_s: Annotated[float, Field(gt=0.0)] = 120.0
