@@ -37,7 +37,11 @@ class LiveTraining:
         self._thread.start()
 
     def steps(self) -> Iterator[int]:
-        """Each step once it may be sampled: not more than `max_staleness` ahead of the trainer."""
+        """Each step once it may be sampled: not more than `max_staleness` ahead of the trainer.
+
+        Until the first is asked for, the trainer starts and leaves the samplers alone.
+        """
+        self._ask("open")
         while (step := self._ask("next_step")) is not None:
             yield step
 

@@ -226,7 +226,8 @@ class LiveSide:
         self._use = Utilisation.of(job.model, trainer)
 
     def begin(self, done: int) -> None:
-        """Bring the samplers to the weights there are, and let the driver sample."""
+        """Bring the samplers to the weights there are, once they are free, and let them sample."""
+        self._call("wait_open")
         self.refresh(done)
         self._call("start", done)
 

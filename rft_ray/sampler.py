@@ -175,8 +175,13 @@ class Sampler(LLMServer):
             now = time.perf_counter()
             live.drain_seconds, live.started = now - live.started, now
             self._weights = None
-            await self._client.pause_generation(mode=in_flight, clear_cache=True)
-            await self._client.start_weight_update()
+            pausing = self._client.pause_generation(mode=in_flight, clear_cache=True)
+            if in_flight == "wait":
+                # Nothing runs any more: vLLM's short sleep after the pause need not be waited for.
+                await asyncio.gather(pausing, self._client.start_weight_update())
+            else:
+                await pausing
+                await self._client.start_weight_update()
         return True
 
     async def transfer_weights(
