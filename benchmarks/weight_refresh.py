@@ -9,6 +9,10 @@ train loop to its return, through memory that both processes map (`online.transf
 held against saving the weights to memory (/dev/shm) and vLLM's own `reload_weights` with the engine
 alive. Rivals take turns in one run after one turn to warm up. Info rows: the whole refresh over the
 network, pause to resume, and the parity of log-probabilities after the last refresh.
+
+Loading is most of a refresh, ours or the rival's: of 0.57 s of processor time for 538 MB, 0.30 s
+are oneDNN packing what its kernels read, for which vLLM has no call that writes in place, 0.14 s
+copying into layers, and 0.05 s Python.
 """
 
 import argparse

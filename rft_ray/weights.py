@@ -12,6 +12,7 @@ between releases; this file and the refreshes of `sampler.py` are its only users
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,14 @@ class RefreshEngine(WeightTransferEngine[RefreshInitInfo, RefreshUpdateInfo]):
     supports_draft_weight_update = False
     _group: WeightGroup | SharedGroup | None = None
     _is_open = False
+    _is_gloo = False
 
     def init_transfer_engine(self, init_info: RefreshInitInfo) -> None:
         """Join the trainer's group, leaving any earlier one; all members must call together."""
         self.shutdown()
         fields = vars(init_info).copy()
         rank = fields.pop("first_rank") + self.parallel_config.rank
+        self._is_gloo = init_info.backend == "gloo"
         kind = SharedGroup if init_info.backend == "shared" else WeightGroup
         self._group = kind(Rendezvous(**fields), rank)
 
@@ -133,9 +136,28 @@ class RefreshEngine(WeightTransferEngine[RefreshInitInfo, RefreshUpdateInfo]):
 
     def _load_buckets(self, buckets: list[list[TensorSpec]]) -> set[str]:
         written: set[str] = set()
-        for bucket, flat in self._group.receive(buckets, self.device):
-            written |= self.model.load_weights(unpack(flat, bucket))
+        with _room_for_gloo() if self._is_gloo else nullcontext():
+            for bucket, flat in self._group.receive(buckets, self.device):
+                written |= self.model.load_weights(unpack(flat, bucket))
         return written
+
+
+@contextmanager
+def _room_for_gloo() -> Iterator[None]:
+    """Load by one thread where there are two: beside gloo's own they wait for each other in loops.
+
+    On two cores that took four times the processor time of one thread. More are left alone, since
+    threads that were let go would come back on the core of the first.
+    """
+    is_crowded = torch.get_num_threads() == 2
+    if is_crowded:
+        # vLLM has put something that refuses in the place of torch.set_num_threads.
+        torch._C.set_num_threads(1)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if is_crowded:
+            torch._C.set_num_threads(2)  # type: ignore[attr-defined]
 
 
 def to_specs(buckets: list[list[tuple[str, list[int], str]]]) -> list[list[TensorSpec]]:
