@@ -37,9 +37,9 @@ BACKEND = "rft_weights"
 
 def register() -> None:
     """Entry point that vLLM calls in each of its processes, before they connect."""
+    WeightTransferEngineFactory.register_engine(BACKEND, RefreshEngine)
     if os.environ.get(PATIENT_ENGINE):
         wait_patiently()
-    WeightTransferEngineFactory.register_engine(BACKEND, RefreshEngine)
 
 
 @dataclass
