@@ -94,6 +94,7 @@ def share_buffer(size: int, device: torch.device) -> tuple[Tensor, Address]:
     """Memory of this process, uint8 (size,), and where others on this machine find it."""
     if device.type == "cuda":
         buffer = torch.empty(size, dtype=torch.uint8, device=device)
+        # One export for all who open it: torch then never takes the memory back, nor do we.
         _, *parts = buffer.untyped_storage()._share_cuda_()
         coded = [part.hex() if isinstance(part, bytes) else part for part in parts]
         kinds = [isinstance(part, bytes) for part in parts]
