@@ -9,7 +9,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from rft_ray.config import RunConfig
 from rft_ray.errors import InputError
+from rft_ray.parts import list_samplers
 
 
 def keep_to_cores(cores: list[int], field: str) -> None:
@@ -30,3 +32,15 @@ def keep_to_cores(cores: list[int], field: str) -> None:
     for task in Path("/proc/self/task").iterdir():
         with suppress(ProcessLookupError):  # a thread that has ended
             os.sched_setaffinity(int(task.name), cores)
+
+
+def find_absent_cores(config: RunConfig, count: int) -> list[str]:
+    """Where a config names cores that a machine with so many has not, a clause each."""
+    wanted = {"trainer.cores": config.trainer.cores}
+    for name, (_, sampler) in list_samplers(config).items():
+        wanted[f"sampler.cores of {name}"] = sampler.cores
+    return [
+        f"{field} names core {max(cores)} of {count}, the first being 0"
+        for field, cores in wanted.items()
+        if cores and max(cores) >= count
+    ]

@@ -6,12 +6,16 @@ Run: pytest tests/test_cores.py
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from rft_ray.config import SamplerConfig
-from rft_ray.cores import keep_to_cores
+from rft_ray.config_file import load_config
+from rft_ray.cores import find_absent_cores, keep_to_cores
 from rft_ray.errors import InputError
+
+QUICKSTART = Path(__file__).parents[1] / "configs/quickstart_online.yaml"
 
 PINNED = """
 import os, subprocess, sys, threading
@@ -50,3 +54,10 @@ def test_a_core_that_is_not_there_is_named() -> None:
 def test_a_core_has_a_number_from_zero() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         SamplerConfig(cores=[-1])
+
+
+def test_a_config_whose_cores_the_machine_has_not_is_told_so() -> None:
+    config = load_config(QUICKSTART, ["trainer.cores=[0, 3]", "sampler.cores=[2]"])
+    assert find_absent_cores(config, 4) == []
+    assert find_absent_cores(config, 3) == ["trainer.cores names core 3 of 3, the first being 0"]
+    assert len(find_absent_cores(config, 1)) == 2
