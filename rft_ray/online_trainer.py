@@ -227,7 +227,10 @@ class LiveSide:
 
     def begin(self, done: int) -> None:
         """Bring the samplers to the weights there are, once they are free, and let them sample."""
-        self._call("wait_open")
+        import ray
+
+        # On every rank: one that waited for rank 0 in a collective would time out in the end.
+        ray.get(self._job.buffer.wait_open.remote())
         self.refresh(done)
         self._call("start", done)
 
