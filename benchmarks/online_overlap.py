@@ -2,11 +2,11 @@
 
     python benchmarks/online_overlap.py [--quick]
 
-Two online runs of the quickstart's model, the engine pinned to one core and everything else (driver
-and training) to another. With max_staleness 0 a step should take generation + training + refresh;
-with 1, generation of the next step overlaps with training on this one, so it should take the longer
-of the two. The rival of each row is that ideal, made of the parts as the strictly alternating run
-measured them.
+Two online runs of the quickstart's model, in both all that generates (driver, engine, verifier)
+kept to one core and training to another. With max_staleness 0 a step should take generation +
+training + refresh; with 1, generation of the next step overlaps with training on this one, so it
+should take the longer of the two. The rival of each row is that ideal, made of the parts as the
+strictly alternating run measured them.
 """
 
 import argparse
@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-ENGINE_CORE, OTHER_CORE = "0", "1"
+GENERATION_CORE, TRAINING_CORE = "0", "1"
 WARM_UP = 4
 GOALS = {1: 0.87, 0: 0.95}
 OVERRIDES = [
     "problems.train.count=200",
     "problems.validation=null",
     "problems.heldout.count=32",
-    f"sampler.env.VLLM_CPU_OMP_THREADS_BIND='{ENGINE_CORE}'",
+    f"sampler.cores=[{GENERATION_CORE}]",
+    f"trainer.cores=[{TRAINING_CORE}]",
+    "trainer.num_workers=1",
     "sft.steps=160",
     "online.filters=[]",
     "online.clip_low=0.2",
@@ -36,8 +38,6 @@ OVERRIDES = [
     "online.evaluate_every=1000",
     "online.parity_first=1",
     "online.parity_every=0",
-    "trainer.num_workers=1",
-    "trainer.threads_per_worker=1",
     "trainer.checkpoint_every=0",
 ]
 
@@ -59,7 +59,7 @@ def run(run_dir: Path, staleness: int, steps: int, tuned: Path | None) -> list[d
     if tuned:
         run_dir.mkdir()
         shutil.copytree(tuned / "sft", run_dir / "sft")
-    command = ["taskset", "-c", OTHER_CORE, sys.executable, "-m", "rft_ray", "run"]
+    command = ["taskset", "-c", GENERATION_CORE, sys.executable, "-m", "rft_ray", "run"]
     command += ["configs/quickstart_online.yaml", f"run_dir={run_dir}", *OVERRIDES]
     command += [f"online.max_staleness={staleness}", f"online.steps={steps}"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -83,9 +83,7 @@ def parts(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
     }
 
 
-def report(
-    alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], steps: int
-) -> None:
+def report(alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], steps: int) -> None:
     """The table, the result file and the JSON line."""
     from rft_ray.benchmark_summary import finish
 

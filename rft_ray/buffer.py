@@ -51,11 +51,22 @@ class GroupBuffer:
         self._max_staleness = max_staleness
         self._live = live
         self._version: int | None = None  # trained steps; None until the trainer is there
+        self._is_open = False  # whether the samplers are there for the live policy
         self._next = 1  # the step to sample next
         self._waiting: dict[int, StepGroups] = {}
         self._last: int | None = None  # no step after this one will be put
         self._ended: str | None = None
         self._changed = asyncio.Condition()
+
+    async def open(self) -> None:
+        """The driver needs the samplers for nothing else from here on."""
+        async with self._changed:
+            self._is_open = True
+            self._changed.notify_all()
+
+    async def wait_open(self) -> None:
+        """The trainer may bring its weights to the samplers."""
+        await self._wait(lambda: self._is_open)
 
     async def start(self, version: int) -> None:
         """The trainer is there, with this many steps trained, and the samplers have its weights."""
@@ -110,6 +121,9 @@ class GroupBuffer:
         """The trainer is done, or has failed: whoever still waits for it raises that."""
         async with self._changed:
             self._ended = failure or "the trainer has finished"
+            if failure is None:
+                # It needs no further step; where all was trained before, not even a first one.
+                self._last = self._next - 1
             self._changed.notify_all()
 
     def _has_trained(self, step: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rft_ray.config_section import Count, Labels, Name, Section
+from rft_ray.config_section import Cores, Count, Labels, Name, Section
 from rft_ray.training_config import RecipeConfig, StartFrom
 
 Rule = Literal["paper", "none", "text", "equation_set", "equations", "random", "shortest",
@@ -138,6 +138,8 @@ class SamplerConfig(Section):
     max_replicas: Count | None = None
     """Replicas while there is more to sample than `num_replicas` take, as far as the cluster has or
     gets room; none: always `num_replicas`. Offline only."""
+    cores: Cores = Field(default=[])
+    """Cores of its machine that a replica keeps to, which replicas there share; empty: all."""
     labels: Labels = Field(default={})
     """Labels that the node of a replica must have, with their values (`ray start --labels`)."""
     max_rollouts_in_flight: Count = 512
@@ -294,6 +296,9 @@ class OnlineConfig(Section):
     """Evaluations without a new best on validation after which the run stops; none: never."""
     in_flight: Literal["wait", "keep", "abort"] = "wait"
     """What becomes of requests in flight when weights arrive (vLLM's meaning)."""
+    transfer: Literal["network", "shared"] = "network"
+    """How weights reach the samplers: by gloo or NCCL, or through memory of the trainer's machine,
+    which all replicas of the target must then be on (CUDA IPC, where they share its GPUs)."""
     bucket_mb: Count = 256
     """Most weights that are whole in one place during a refresh, in 2^20 bytes."""
     refresh_timeout_s: Annotated[float, Field(gt=0.0)] = 120.0

@@ -17,6 +17,7 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from rft_ray.config import SamplerConfig
 from rft_ray.engine_logs import naming_engine_logs
+from rft_ray.patient_waits import PATIENT_ENGINE
 from rft_ray.ray_session import log_folder
 from rft_ray.sampler import Sampler
 from rft_ray.sampling import RefreshReport, Weights
@@ -106,16 +107,31 @@ def _build(
             "weight_transfer_config": {"backend": WEIGHT_BACKEND},
         },
         deployment_config=deployment_options(config),
-        runtime_env={"env_vars": {"VLLM_LOGGING_LEVEL": "INFO", **config.env}},
+        runtime_env={"env_vars": {**environment(config), **config.env}},
         callback_config={"callback_class": "rft_ray.deployment.NothingToDownload"},
         log_engine_metrics=False,
     )
     return build_llm_deployment(
         llm_config,
         name_prefix="sampler-",
-        bind_kwargs={"weights": Weights(model, 0), "tolerance": tolerance},
+        bind_kwargs={
+            "weights": Weights(model, 0),
+            "tolerance": tolerance,
+            "cores": config.cores,
+        },
         deployment_cls=Sampler,
     )
+
+
+def environment(config: SamplerConfig) -> dict[str, str]:
+    """Variables of an engine's processes, which the config may change."""
+    variables = {"VLLM_LOGGING_LEVEL": "INFO"}
+    if not config.gpus_per_replica:
+        variables[PATIENT_ENGINE] = "1"
+    if config.cores and config.tensor_parallel_size == 1:
+        # A thread on each of them; vLLM would leave one alone.
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, config.cores))
+    return variables
 
 
 def bundles(config: SamplerConfig) -> list[dict[str, float]]:

@@ -37,7 +37,11 @@ class LiveTraining:
         self._thread.start()
 
     def steps(self) -> Iterator[int]:
-        """Each step once it may be sampled: not more than `max_staleness` ahead of the trainer."""
+        """Each step once it may be sampled: not more than `max_staleness` ahead of the trainer.
+
+        Until the first is asked for, the trainer starts and leaves the samplers alone.
+        """
+        self._ask("open")
         while (step := self._ask("next_step")) is not None:
             yield step
 
@@ -67,7 +71,11 @@ class LiveTraining:
         self._thread.join()
         if self._failure:
             raise self._failure
-        return [exported_weights(folder) for folder in self._exports if os.path.isdir(folder)]
+        weights = [exported_weights(folder) for folder in self._exports if os.path.isdir(folder)]
+        if len(weights) > 1 and weights[-1].version == weights[-2].version:
+            # The last step's export was scored while it was live, and the final one equals it.
+            del weights[-1]
+        return weights
 
     def _ask(self, method: str, *args: Any) -> Any:
         """A call of the buffer; where training failed, its own error instead of the buffer's."""

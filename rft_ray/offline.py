@@ -45,8 +45,8 @@ def run_offline(config: RunConfig) -> None:
 
     with open_study(config) as study:
         if not is_finished(study):
-            checkpoints = fine_tune(study)
             with running_samplers(study) as samplers:
+                checkpoints = fine_tune(study)
                 scorer = Scorer(study, samplers)
                 rows = score_baselines(scorer, checkpoints)
                 for number in range(config.num_rounds):
@@ -67,10 +67,10 @@ def run_sample(config: RunConfig) -> None:
         is_last = done and is_saturated(study, done - 1)
         number = done - 1 if is_last else min(done, config.num_rounds - 1)
         if not study.run.round(number).selected.exists():
-            checkpoints = fine_tune(study)
-            for earlier in range(number + 1):
-                checkpoints = retrain_policies(study, earlier, checkpoints)
             with running_samplers(study) as samplers:
+                checkpoints = fine_tune(study)
+                for earlier in range(number + 1):
+                    checkpoints = retrain_policies(study, earlier, checkpoints)
                 sample_verify_select(study, samplers, number, checkpoints)
         print(counts_table(selection_lines(study)))
 
@@ -90,8 +90,8 @@ def run_evaluate(config: RunConfig) -> None:
     from rft_ray.scoring import Scorer, publish, score_baselines
 
     with open_study(config) as study:
-        checkpoints = fine_tune(study)
         with running_samplers(study) as samplers:
+            checkpoints = fine_tune(study)
             scorer = Scorer(study, samplers)
             rows = score_baselines(scorer, checkpoints)
             publish(study, 0, rows)

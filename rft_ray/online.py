@@ -44,14 +44,16 @@ def run_online(config: RunConfig) -> None:
     """Fine-tune, then sample from the live target while it trains; evaluate."""
     with open_study(config) as study:
         if not is_finished(study):
-            checkpoints = fine_tune(study)
             with running_samplers(study) as samplers:
+                checkpoints = fine_tune(study)
                 scorer = Scorer(study, samplers)
-                rows = score_baselines(scorer, checkpoints)
-                if "validation" in study.problems:
-                    # what the scores while training are to be compared with
-                    scorer.validate(baseline_stage(study), checkpoints[TARGET].sft[-1])
-                checkpoints = sample_and_train(scorer, checkpoints)
+                with live_training(study, samplers, checkpoints) as training:
+                    # beside the start of the trainer
+                    rows = score_baselines(scorer, checkpoints)
+                    if "validation" in study.problems:
+                        # what the scores while training are to be compared with
+                        scorer.validate(baseline_stage(study), checkpoints[TARGET].sft[-1])
+                    checkpoints = sample_and_train(scorer, checkpoints, training)
                 log_counts(study)
                 rows += scorer.target_rows(ONLINE, checkpoints[TARGET].current)
                 log_gain(scorer, ONLINE, checkpoints[TARGET])
@@ -60,13 +62,12 @@ def run_online(config: RunConfig) -> None:
 
 
 def sample_and_train(
-    scorer: Scorer, checkpoints: dict[str, Checkpoints]
+    scorer: Scorer, checkpoints: dict[str, Checkpoints], training: LiveTraining
 ) -> dict[str, Checkpoints]:
     """The loop: a slice of problems a step, sampled, verified and handed to the trainer."""
     study, online = scorer.study, scorer.study.config.online
     watch = Watch(scorer, online.patience)
     with (
-        live_training(study, scorer.samplers, checkpoints) as training,
         Verifier(study.config.verifier) as verifier,
         progress("online", online.steps, "step") as advance,
     ):

@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rft_ray.clock import Clock
 from rft_ray.config import OnlineConfig, RecipeConfig, SelectionConfig, TrainerConfig
@@ -212,9 +212,10 @@ class LiveSide:
         from rft_ray.refresh import Refresher, RefreshSettings
         from rft_ray.sampling import load_tokenizer
 
+        network: Literal["gloo", "nccl"] = "nccl" if trainer.gpus_per_worker else "gloo"
         settings = RefreshSettings(
             in_flight=job.online.in_flight,
-            backend="nccl" if trainer.gpus_per_worker else "gloo",
+            backend="shared" if job.online.transfer == "shared" else network,
             bucket_bytes=job.online.bucket_mb * 2**20,
             timeout_s=job.online.refresh_timeout_s,
         )
@@ -228,7 +229,11 @@ class LiveSide:
         self._use = Utilisation.of(job.model, trainer)
 
     def begin(self, done: int) -> None:
-        """Bring the samplers to the weights there are, and let the driver sample."""
+        """Bring the samplers to the weights there are, once they are free, and let them sample."""
+        import ray
+
+        # On every rank: one that waited for rank 0 in a collective would time out in the end.
+        ray.get(self._job.buffer.wait_open.remote())
         self.refresh(done)
         self._call("start", done)
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 from rft_ray.checkpoint_storage import open_storage, storage_path
 from rft_ray.config import RunConfig, cluster_address
 from rft_ray.console import say
+from rft_ray.cores import find_absent_cores
 from rft_ray.disk_needs import disk_needed
 from rft_ray.doctor import check_plugin, has_nvidia_driver, memory_size
 from rft_ray.errors import InputError, one_line
@@ -74,10 +75,12 @@ def check_cluster(config: RunConfig, run_dir: Path) -> Order:
     if cluster_address() is None:
         nodes = read_nodes()
         views = [look(str(run_dir), "", nodes[0].address)]
+        absent = find_absent_cores(config, os.cpu_count() or 1)
     else:
         nodes = wait_for_nodes(config)
-        views = look_at_nodes(nodes, run_dir)
+        views, absent = look_at_nodes(nodes, run_dir), []
     missing = [
+        *absent,
         *find_shortages(config, nodes),
         *find_faults(config, views, installed_versions()),
         *find_full_disk(disk_needed(config, run_dir), shutil.disk_usage(run_dir).free, run_dir),

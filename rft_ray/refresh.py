@@ -7,8 +7,8 @@ pause them, send each bucket while the next one is gathered and packed, resume, 
 Whatever fails or takes too long ends the attempt with nothing served; the next one starts with the
 replicas that are left. A replica that starts later serves no live weights until the refresh after.
 
-Left out: which requests may be answered by which version (`sampling.Weights`), sending to samplers
-of several models at once, and CUDA IPC (see `weights.py`).
+Left out: which requests may be answered by which version (`sampling.Weights`), and sending to
+samplers of several models at once.
 """
 
 import threading
@@ -19,12 +19,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from deepspeed import DeepSpeedEngine
 from torch import Tensor, distributed
 
 from rft_ray.buckets import TensorSpec
 from rft_ray.export import probe_logprobs
 from rft_ray.sampling import ParityError, RefreshReport, SamplerUnavailableError
+from rft_ray.shared_group import Address, SharedGroup, share_buffer
 from rft_ray.weight_group import Rendezvous, WeightGroup, bucket_bytes, open_store
 from rft_ray.weight_source import WeightSource
 
@@ -45,7 +47,8 @@ class RefreshSettings:
     in_flight: Literal["wait", "keep", "abort"] = "wait"
     """Requests that a refresh finds running: finished first, continued with the new weights and
     counted as the old version's, or failed (and asked again by whoever asked)."""
-    backend: Literal["gloo", "nccl"] = "gloo"
+    backend: Literal["gloo", "nccl", "shared"] = "gloo"
+    """How buckets travel; shared: through memory of rank 0's machine, where all replicas are."""
     bucket_bytes: int = 32 * 2**20
     """Tensors travel together up to this size; rank 0 holds two buckets beside its shard."""
     timeout_s: float = 60.0
@@ -79,6 +82,9 @@ class Refresher:
         """
         if self._source is None:
             self._source = WeightSource(engine, self._settings.bucket_bytes)
+            if self._link and self._settings.backend == "shared":
+                device = torch.device(engine.device)
+                self._source.buffers = self._link.share_buffers(self._source.plan, device)
         probe = None
         if check_parity and self._probes:
             logprobs = probe_logprobs(engine, self._probes)
@@ -137,13 +143,23 @@ class SamplerLink:
 
         self._handle = serve.get_app_handle(application)
         self._settings = settings
-        self._group: WeightGroup | None = None
+        self._group: WeightGroup | SharedGroup | None = None
         self._group_id = ""
+        self._buffers: list[Tensor] = []
+        self._addresses: list[Address] = []
         self._num_members = 0
         self._num_bytes = 0
         self._transfer: Future[list[Any]] | None = None
         self._on_its_way: Any = None
         self._failure: Exception | None = None
+
+    def share_buffers(self, plan: Plan, device: torch.device) -> list[Tensor]:
+        """The two buffers to pack into, where all replicas are to map them."""
+        size = max(map(bucket_bytes, plan))
+        shared = [share_buffer(size, device) for _ in range(2)]
+        self._buffers = [buffer for buffer, _ in shared]
+        self._addresses = [address for _, address in shared]
+        return self._buffers
 
     def prepare(self, plan: Plan) -> None:
         """All replicas stop serving and wait for the buckets of the plan."""
@@ -255,11 +271,16 @@ class SamplerLink:
         settings = self._settings
         host = ray.util.get_node_ip_address()
         store = open_store(host, settings.timeout_s)
-        meeting = Rendezvous(host, store.port, size, settings.backend, settings.timeout_s)
+        limit_s = settings.timeout_s
+        meeting = Rendezvous(host, store.port, size, settings.backend, limit_s, self._addresses)
         self._num_members = len(first_ranks)
         args = (uuid.uuid4().hex, meeting, first_ranks)
         joining = _in_background(lambda: self._broadcast("join_weight_group", args))
-        self._group = WeightGroup(meeting, 0, store)
+        self._group = (
+            SharedGroup(meeting, 0, store, self._buffers)
+            if self._buffers
+            else WeightGroup(meeting, 0, store)
+        )
         self._group_id = args[0]
         self._check_count(joining.result(3 * settings.timeout_s))
 

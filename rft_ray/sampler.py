@@ -28,6 +28,7 @@ import numpy as np
 from ray import serve
 from ray.serve.llm import LLMConfig, LLMServer
 
+from rft_ray.cores import keep_to_cores
 from rft_ray.ray_metrics import Meter
 from rft_ray.replica_meter import ReplicaMeter
 from rft_ray.sampling import (
@@ -71,7 +72,11 @@ class LiveRefresh:
 class Sampler(LLMServer):
     """One replica: a vLLM engine, the weights it holds, and token-level sampling and scoring."""
 
-    async def __init__(self, llm_config: LLMConfig, weights: Weights, tolerance: float) -> None:
+    async def __init__(
+        self, llm_config: LLMConfig, weights: Weights, tolerance: float, cores: list[int]
+    ) -> None:
+        # Before the engine: its processes are children of this one.
+        keep_to_cores(cores, "sampler.cores")
         await super().__init__(llm_config)
         self._weights: Weights | None = weights
         self._tolerance = tolerance
@@ -170,8 +175,13 @@ class Sampler(LLMServer):
             now = time.perf_counter()
             live.drain_seconds, live.started = now - live.started, now
             self._weights = None
-            await self._client.pause_generation(mode=in_flight, clear_cache=True)
-            await self._client.start_weight_update()
+            pausing = self._client.pause_generation(mode=in_flight, clear_cache=True)
+            if in_flight == "wait":
+                # Nothing runs any more: vLLM's short sleep after the pause need not be waited for.
+                await asyncio.gather(pausing, self._client.start_weight_update())
+            else:
+                await pausing
+                await self._client.start_weight_update()
         return True
 
     async def transfer_weights(

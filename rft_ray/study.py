@@ -6,6 +6,7 @@ and milliseconds to refresh. Training is in `fine_tuning.py`, scoring in `scorin
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,20 +112,27 @@ class Study:
         return [self.models[policy.name] for policy in self.config.policies]
 
     def make_room(self) -> None:
-        """End the engines where a training needs their devices; the next refresh starts them."""
-        if self.order == "in turns":
-            for samplers in self.running:
+        """Before a training: end the engines where it needs their devices, else start them beside.
+
+        Those that were ended start again when they are next asked for anything.
+        """
+        for samplers in self.running:
+            if self.order == "in turns":
                 samplers.stop()
+            else:
+                samplers.start_soon()
 
 
 @dataclass(frozen=True, slots=True)
 class Samplers:
     """The engines of a run: a handle per sampler, and which sampler serves which model.
 
-    They may be stopped, to leave their devices to a training, and started again: a sampler that
-    starts holds the base, like one that was restarted, and is refreshed before it is asked.
+    They start when they are first needed, or beside a training before that. They may be stopped, to
+    leave their devices to one, and started again: a sampler that starts holds the base, like one
+    that was restarted, and is refreshed before it is asked.
     """
 
+    run: RunDir
     start_engines: Callable[[], AbstractContextManager[dict[str, "DeploymentHandle"]]]
     serving: dict[str, str]
     application: dict[str, str]
@@ -133,25 +141,39 @@ class Samplers:
     handles: dict[str, "DeploymentHandle"] = field(default_factory=dict)
     """Of the running samplers; empty while they are stopped."""
     max_model_len: dict[str, int] = field(default_factory=dict)
+    _starting: list[Future[None]] = field(default_factory=list)
     _running: ExitStack = field(default_factory=ExitStack)
 
+    def start_soon(self) -> None:
+        """Start the engines beside what comes next, where they are not running."""
+        if not self._starting:
+            self._starting.append(ThreadPoolExecutor(1, "start samplers").submit(self._start))
+
     def start(self) -> None:
-        """Start the engines, where they are not running."""
-        if self.handles:
-            return
+        """Have the engines running; what their start cost beyond what it overlapped is a phase."""
+        self.start_soon()
+        if not self._starting[0].done():
+            with self.run.timed("start samplers"):
+                wait(self._starting)
+        self._starting[0].result()
+
+    def stop(self) -> None:
+        """End the engines and let go of their devices."""
+        wait(self._starting)  # a start cannot be taken back half-way
+        self._starting.clear()
+        self.handles.clear()
+        self._running.close()
+
+    def _start(self) -> None:
         self.handles.update(self._running.enter_context(self.start_engines()))
         lengths = {n: h.max_model_len.remote().result() for n, h in self.handles.items()}
         self.max_model_len.update(lengths)
 
-    def stop(self) -> None:
-        """End the engines and let go of their devices."""
-        self.handles.clear()
-        self._running.close()
-
     def policy(
         self, name: str, weights: Weights, prompt: Prompt, sampling: dict[str, Any]
     ) -> Policy:
-        """A model as the sampling stage addresses it."""
+        """A model as the sampling stage addresses it, in running engines."""
+        self.start()
         sampler = self.serving[name]
         return Policy(
             name=name,
@@ -270,7 +292,7 @@ def exported_weights(folder: str) -> Weights:
 
 @contextmanager
 def running_samplers(study: Study) -> Iterator[Samplers]:
-    """Engines for every policy and for the target; they end with the block."""
+    """Engines for every policy and for the target, once needed; they end with the block."""
     from rft_ray.deployment import application_name, deployed_samplers
 
     config = study.config
@@ -287,14 +309,11 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
     @contextmanager
     def engines() -> Iterator[dict[str, "DeploymentHandle"]]:
         say(f"samplers: starting {', '.join(models)} (about a minute)")
-        with ExitStack() as stack:
-            with study.run.timed("start samplers"):
-                handles = stack.enter_context(
-                    deployed_samplers(models, run_id, config.evaluation.parity_tolerance)
-                )
+        with deployed_samplers(models, run_id, config.evaluation.parity_tolerance) as handles:
             yield handles
 
     samplers = Samplers(
+        run=study.run,
         start_engines=engines,
         serving=serving,
         application={name: application_name(run_id, name) for name in models},
@@ -306,7 +325,6 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
     )
     study.running.append(samplers)
     try:
-        samplers.start()
         yield samplers
     finally:
         study.running.remove(samplers)

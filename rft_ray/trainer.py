@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from rft_ray.checkpoint_storage import open_storage, remove_storage, storage_path
 from rft_ray.config import RecipeConfig, TrainerConfig, cluster_address
+from rft_ray.cores import keep_to_cores
 from rft_ray.deepspeed_settings import check_paths, offloads_to_disk
 from rft_ray.errors import InputError
 from rft_ray.loss_watch import LossWatch, save_stopped_step
@@ -252,10 +253,11 @@ def prepare_process(trainer: TrainerConfig) -> tuple[int, int]:
     import torch
     from ray import train
 
+    keep_to_cores(trainer.cores, "trainer.cores")
     if trainer.gpus_per_worker == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
         # Ray sets one thread per reserved logical CPU, which says nothing about cores.
-        cores = os.cpu_count() or 1
+        cores = len(trainer.cores) or os.cpu_count() or 1
         torch.set_num_threads(trainer.threads_per_worker or max(1, cores // trainer.num_workers))
     context = train.get_context()
     return context.get_world_rank(), context.get_world_size()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rft_ray.config_section import Count, Fraction, Labels, Name, Section
+from rft_ray.config_section import Cores, Count, Fraction, Labels, Name, Section
 from rft_ray.deepspeed_settings import check_trainer, implied_fields, read_settings
 
 LOGIT_BYTES = 64 * 2**20
@@ -89,10 +89,12 @@ class TrainerConfig(Section):
     """0 trains on the CPU (gloo), 1 on a GPU (NCCL)."""
     cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
     """Logical CPUs that Ray reserves for a rank."""
+    cores: Cores = Field(default=[])
+    """Cores of its machine that a rank keeps to, which ranks there share; empty: all."""
     labels: Labels = Field(default={})
     """Labels that the node of a rank must have, with their values."""
     threads_per_worker: Annotated[int, Field(ge=0)] = 0
-    """Torch threads of a rank; 0: the machine's cores divided by the ranks."""
+    """Torch threads of a rank; 0: the cores, of `cores` or of the machine, divided by the ranks."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     """DeepSpeed ZeRO stage: 1 shards optimiser state, 2 gradients too, 3 parameters too."""
     dtype: Literal["float32", "bfloat16"] = "float32"

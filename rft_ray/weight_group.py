@@ -12,7 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -26,13 +26,15 @@ from rft_ray.buckets import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where a group meets; `backend` is `gloo` on CPUs and `nccl` on GPUs."""
+    """Where a group meets; `backend` is `gloo` on CPUs, `nccl` on GPUs, or `shared` on either."""
 
     host: str
     port: int
     world_size: int
     backend: str
     timeout_s: float
+    buffers: list[dict[str, Any]] = field(default_factory=list)
+    """Of rank 0, where they are `shared` (`shared_group.py`)."""
 
 
 class WeightGroup:
@@ -43,13 +45,10 @@ class WeightGroup:
 
     def __init__(self, rendezvous: Rendezvous, rank: int, store: TCPStore | None = None) -> None:
         """Join; returns when all members have. RuntimeError after the rendezvous's timeout."""
-        limit = timedelta(seconds=rendezvous.timeout_s)
-        if store is None:
-            store = TCPStore(rendezvous.host, rendezvous.port, None, False, timeout=limit)
-        self._store = store
+        self._store, limit = connect(rendezvous, store)
         self._landing = LandingBuffers()
-        size = rendezvous.world_size
-        self._group = _open(rendezvous.backend, PrefixStore("weights", store), rank, size, limit)
+        prefixed = PrefixStore("weights", self._store)
+        self._group = _open(rendezvous.backend, prefixed, rank, rendezvous.world_size, limit)
 
     def post(self, flat: Tensor) -> Work:
         """Start the broadcast of rank 0's buffer; `wait` on what is returned may raise."""
@@ -86,8 +85,7 @@ class WeightGroup:
 
     def close(self) -> None:
         """Leave; whoever waits for this member gets an error at once."""
-        with suppress(RuntimeError):
-            self._group.abort()
+        leave(self._group)
         self._group = self._store = None
 
 
@@ -139,6 +137,20 @@ def open_store(host: str, timeout_s: float) -> TCPStore:
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )
+
+
+def connect(rendezvous: Rendezvous, store: TCPStore | None) -> tuple[TCPStore, timedelta]:
+    """A member's store, its own where it is rank 0, and the limit of every wait."""
+    limit = timedelta(seconds=rendezvous.timeout_s)
+    if store is None:
+        store = TCPStore(rendezvous.host, rendezvous.port, None, False, timeout=limit)
+    return store, limit
+
+
+def leave(group: Any) -> None:
+    """End a process group at once."""
+    with suppress(RuntimeError):
+        group.abort()
 
 
 def _open(backend: str, store: PrefixStore, rank: int, size: int, limit: timedelta) -> Any:

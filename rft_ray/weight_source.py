@@ -32,7 +32,8 @@ class WeightSource:
         self._layers = adapted_layers(engine.module)
         specs = [tensor_spec(name, tensor) for name, tensor in self._tensors.items()]
         self.plan = plan_buckets(specs, cap_bytes)
-        self._buffers: list[Tensor] = []
+        self.buffers: list[Tensor] = []
+        """The two that rank 0 packs into, made when first needed unless they are given."""
 
     def __iter__(self) -> Iterator[Tensor | None]:
         """Each bucket of the plan: on rank 0 uint8 (its bytes,), elsewhere None.
@@ -40,12 +41,12 @@ class WeightSource:
         A buffer is written again two buckets later.
         """
         is_sender = self._engine.global_rank == 0
-        if is_sender and not self._buffers:
-            self._buffers = self._make_buffers()
+        if is_sender and not self.buffers:
+            self.buffers = self._make_buffers()
         for number, bucket in enumerate(self.plan):
             flat = None
             if is_sender:
-                flat = self._buffers[number % 2][: bucket_bytes(bucket)]
+                flat = self.buffers[number % 2][: bucket_bytes(bucket)]
             self._gather(bucket, flat)
             yield flat
 

@@ -2,19 +2,20 @@
 
 One backend of vLLM's weight-transfer API lives here, since an engine has one for its lifetime. An
 update names either a Hugging Face folder that every node can see, read one tensor at a time, or
-buckets that trainer rank 0 broadcasts through a `WeightGroup` (gloo on CPUs, NCCL on GPUs). vLLM
-finds the backend through the `vllm.general_plugins` entry point in `pyproject.toml`, so the package
-must be installed (not only shipped as a working directory) wherever an engine runs. vLLM's transfer
-API changes between releases; this file and the refreshes of `sampler.py` are its only users.
-
-Left out: CUDA IPC, which a trainer and a sampler that share one GPU need, as NCCL refuses two ranks
-on a device. It would be a third kind of update: `receive_weights` opening the handles it is sent.
+buckets that trainer rank 0 broadcasts through a `WeightGroup` (gloo on CPUs, NCCL on GPUs) or lets
+the workers of its machine copy, in a `SharedGroup` (CUDA IPC on GPUs). vLLM finds the backend
+through the `vllm.general_plugins` entry point in `pyproject.toml`, so the package must be installed
+(not only shipped as a working directory) wherever an engine runs. vLLM's transfer API changes
+between releases; this file and the refreshes of `sampler.py` are its only users.
 """
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,14 +28,18 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from rft_ray.buckets import TensorSpec
+from rft_ray.patient_waits import PATIENT_ENGINE, wait_patiently
+from rft_ray.shared_group import SharedGroup
 from rft_ray.weight_group import Rendezvous, WeightGroup, unpack
 
 BACKEND = "rft_weights"
 
 
 def register() -> None:
-    """Entry point that vLLM calls in each of its processes."""
+    """Entry point that vLLM calls in each of its processes, before they connect."""
     WeightTransferEngineFactory.register_engine(BACKEND, RefreshEngine)
+    if os.environ.get(PATIENT_ENGINE):
+        wait_patiently()
 
 
 @dataclass
@@ -46,6 +51,7 @@ class RefreshInitInfo(WeightTransferInitInfo):
     world_size: int
     backend: str
     timeout_s: float
+    buffers: list[dict[str, Any]]
     first_rank: int
 
 
@@ -67,15 +73,18 @@ class RefreshEngine(WeightTransferEngine[RefreshInitInfo, RefreshUpdateInfo]):
     init_info_cls = RefreshInitInfo
     update_info_cls = RefreshUpdateInfo
     supports_draft_weight_update = False
-    _group: WeightGroup | None = None
+    _group: WeightGroup | SharedGroup | None = None
     _is_open = False
+    _is_gloo = False
 
     def init_transfer_engine(self, init_info: RefreshInitInfo) -> None:
         """Join the trainer's group, leaving any earlier one; all members must call together."""
         self.shutdown()
         fields = vars(init_info).copy()
         rank = fields.pop("first_rank") + self.parallel_config.rank
-        self._group = WeightGroup(Rendezvous(**fields), rank)
+        self._is_gloo = init_info.backend == "gloo"
+        kind = SharedGroup if init_info.backend == "shared" else WeightGroup
+        self._group = kind(Rendezvous(**fields), rank)
 
     def start_weight_update(self) -> None:
         """Make the model take tensors in checkpoint format again."""
@@ -98,11 +107,14 @@ class RefreshEngine(WeightTransferEngine[RefreshInitInfo, RefreshUpdateInfo]):
         """Put the new tensors into the layout that the kernels read."""
         finalize_layerwise_reload(self.model, self.model_config)
         self._is_open = False
-        for module in self.model.modules():
+        if self.device.type != "cpu":
+            return
+        tied = _tied_to_embeddings(self.model)
+        for name, module in self.model.named_modules():
             # The CPU kernel of the output layer reads a packed copy of its weight. Where the
             # weight is the embedding's, nothing is loaded into the layer itself, so the reload
             # does not pack it again and the sampler would mix new layers with the old output.
-            if isinstance(module, ParallelLMHead):
+            if f"{name}.weight" in tied:
                 module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
@@ -124,9 +136,28 @@ class RefreshEngine(WeightTransferEngine[RefreshInitInfo, RefreshUpdateInfo]):
 
     def _load_buckets(self, buckets: list[list[TensorSpec]]) -> set[str]:
         written: set[str] = set()
-        for bucket, flat in self._group.receive(buckets, self.device):
-            written |= self.model.load_weights(unpack(flat, bucket))
+        with _room_for_gloo() if self._is_gloo else nullcontext():
+            for bucket, flat in self._group.receive(buckets, self.device):
+                written |= self.model.load_weights(unpack(flat, bucket))
         return written
+
+
+@contextmanager
+def _room_for_gloo() -> Iterator[None]:
+    """Load by one thread where there are two: beside gloo's own they wait for each other in loops.
+
+    On two cores that took four times the processor time of one thread. More are left alone, since
+    threads that were let go would come back on the core of the first.
+    """
+    is_crowded = torch.get_num_threads() == 2
+    if is_crowded:
+        # vLLM has put something that refuses in the place of torch.set_num_threads.
+        torch._C.set_num_threads(1)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if is_crowded:
+            torch._C.set_num_threads(2)  # type: ignore[attr-defined]
 
 
 def to_specs(buckets: list[list[tuple[str, list[int], str]]]) -> list[list[TensorSpec]]:

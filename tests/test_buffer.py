@@ -158,3 +158,38 @@ def test_whoever_waits_wakes_when_training_fails(method: str) -> None:
             await waiting
 
     run(fail())
+
+
+def test_the_trainer_waits_until_the_samplers_are_free() -> None:
+    async def wait() -> list[bool]:
+        buffer = GroupBuffer(9, 1, "live")
+        waiting = asyncio.ensure_future(buffer.wait_open())
+        await asyncio.sleep(0.01)
+        before = waiting.done()
+        await buffer.open()
+        await waiting
+        return [before, waiting.done()]
+
+    assert run(wait()) == [False, True]
+
+
+def test_whoever_waits_for_the_samplers_wakes_at_a_failure() -> None:
+    async def wait() -> None:
+        buffer = GroupBuffer(9, 1, "live")
+        waiting = asyncio.ensure_future(buffer.wait_open())
+        await asyncio.sleep(0.01)
+        await buffer.end("training failed: a rank died")
+        with pytest.raises(TrainingEndedError, match="a rank died"):
+            await waiting
+
+    run(wait())
+
+
+def test_a_trainer_with_nothing_left_to_do_needs_no_step() -> None:
+    async def resume() -> int | None:
+        buffer = GroupBuffer(9, 1, "live")
+        await buffer.open()
+        await buffer.end(None)
+        return await buffer.next_step()
+
+    assert run(resume()) is None

@@ -38,6 +38,7 @@ OVERRIDES = [
     "online.evaluate_every=6",
     "online.clip_low=0.2",
     "online.updates_per_batch=2",
+    "trainer.num_workers=2",
     "trainer.checkpoint_every=3",
 ]
 

@@ -143,17 +143,22 @@ def link(pair: Any) -> Iterator[Any]:
     link.close()
 
 
+def plan_of(tensors: dict[str, torch.Tensor]) -> list[list[TensorSpec]]:
+    return plan_buckets([spec_of(*item) for item in tensors.items()], CAP_BYTES)
+
+
 def send_folder(
     link: Any, folder: Path, version: int, sent: int = 10**6, wrong: bool = False
 ) -> list[Any]:
     """A refresh with a folder's tensors, as the trainer would send them, or the first buckets."""
     tensors = load_file(folder / "model.safetensors")
-    plan = plan_buckets([spec_of(*item) for item in tensors.items()], CAP_BYTES)
+    plan = plan_of(tensors)
     probe = json.loads((folder / "probe.json").read_text())
     try:
         link.prepare(plan)
         for number, bucket in enumerate(plan):
-            flat = torch.empty(bucket_bytes(bucket), dtype=torch.uint8)
+            size = bucket_bytes(bucket)
+            flat = link._buffers[number % 2][:size] if link._buffers else make_buffer(size)
             pack([tensors[spec.name] * (2 if wrong else 1) for spec in bucket], flat)
             if number < sent:
                 link.send(flat)
@@ -161,6 +166,10 @@ def send_folder(
     except Exception:
         link.abandon()
         raise
+
+
+def make_buffer(size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8)
 
 
 def assert_pair_serves(pair: Any, folder: Path, version: int) -> None:
@@ -237,6 +246,27 @@ def test_a_trainer_that_goes_silent_is_given_up_on(
     # the next trainer, with a link of its own
     send_folder(link, folder, 9)
     assert_pair_serves(pair, folder, 9)
+
+
+def test_weights_come_through_memory_of_the_trainers_machine_too(
+    pair: Any, link: Any, make_checkpoint: Checkpoints
+) -> None:
+    from rft_ray.refresh import SamplerLink
+
+    shared = SamplerLink(pair.app_name, replace(link._settings, backend="shared"))
+    tensors = load_file(make_checkpoint("tied", 30) / "model.safetensors")
+    shared.share_buffers(plan_of(tensors), torch.device("cpu"))
+    for version in (30, 31):
+        folder = make_checkpoint("tied", version)
+        reports = send_folder(shared, folder, version)
+        assert [report.parity_max_abs_diff < 1e-3 for report in reports] == [True, True]
+        assert_pair_serves(pair, folder, version)
+    with pytest.raises(Exception, match=r"Timed out|Connection closed"):
+        send_folder(shared, folder, 32, sent=2)
+    assert_nothing_live(pair)
+    send_folder(shared, folder, 33)
+    assert_pair_serves(pair, folder, 33)
+    shared.close()
 
 
 @pytest.mark.parametrize("in_flight", ["wait", "keep", "abort"])
