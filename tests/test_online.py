@@ -114,6 +114,8 @@ def test_every_step_is_trained_and_continues_from_a_checkpoint(
 ) -> None:
     run_dir, at_kill, _ = finished
     after = read_metrics(run_dir / "metrics.jsonl")[at_kill:]
+    # Ranks outlive their driver, on a busy machine by a step: what they wrote goes before this.
+    after = after[next(i for i, row in enumerate(after) if row["kind"] == "phase") :]
     again = [row["step"] for row in after if row["kind"] == "online_step"]
     # from the checkpoint of step 6, or of a later one that was just being written
     assert again == list(range(again[0], STEPS + 1)) and again[0] in (7, 10)
