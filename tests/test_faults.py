@@ -1,8 +1,7 @@
 """Whatever is killed, the same command ends with the rollouts, verdicts and losses of a calm run.
 
 One cluster of two nodes; the sampler, one training rank and some of the stream are on the second.
-How long each recovery took is printed (`pytest -m faults -s`). What other files try: a driver
-killed while it samples (`test_offline.py`, `test_waves.py`), a rank and a driver of a training
+Recovery times are printed (`pytest -m faults -s`). What other files try: a driver killed while it samples (`test_offline.py`, `test_waves.py`), a rank and a driver of a training
 (`test_trainer.py`, `test_online.py`), replicas during refreshes (`test_refresh.py`), graders
 (`test_verifier.py`), an engine that cannot start (`test_engine_logs.py`).
 
@@ -111,10 +110,8 @@ class Run:
         before = {own.pid for own in self.nodes.processes(title)}
         started = time.monotonic()
         act()
-        self.wait_for(
-            lambda: {own.pid for own in self.nodes.processes(title)} - before,
-            f"another {title}",
-        )
+        others = lambda: {own.pid for own in self.nodes.processes(title)} - before  # noqa: E731
+        self.wait_for(others, f"another {title}")
         self.wait_for_more()
         print(f"recovered from: {what}: {time.monotonic() - started:.0f} s")
 
@@ -227,8 +224,8 @@ def test_one_run_survives_the_death_of_each_of_its_parts(
     assert f"{newest}: a file is not as long as it was written" in output
     assert losses_of(run.folder) == pytest.approx(losses_of(calm), rel=1e-6)
     assert set(losses_of(run.folder)) == {*range(1, RFT_STEPS + 1)}
-    table = (run.folder / "round-000/evaluation.json").read_text()
-    assert table == (calm / "round-000/evaluation.json").read_text()
+    name = "round-000/evaluation.json"
+    assert (run.folder / name).read_text() == (calm / name).read_text()
 
 
 @pytest.fixture
@@ -312,9 +309,7 @@ def test_a_cut_between_trainer_and_samplers_in_a_refresh_ends_with_the_right_wei
     """Longer than the refresh's limit, shorter than what makes a node count as dead."""
     run_dir = tmp_path / "online"
     run = Run(nodes, run_dir, "run")
-    run.driver = nodes.run(
-        "run", "configs/quickstart_online.yaml", f"run_dir={run_dir}", *ONLINE
-    )
+    run.driver = nodes.run("run", "configs/quickstart_online.yaml", f"run_dir={run_dir}", *ONLINE)
     try:
         run.wait_for(lambda: len(refreshes(run_dir)) >= 3, "three refreshes")
         started = time.monotonic()
