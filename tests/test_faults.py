@@ -1,9 +1,9 @@
 """Whatever is killed, the same command ends with the rollouts, verdicts and losses of a calm run.
 
 One cluster of two nodes; the sampler, one training rank and some of the stream are on the second.
-Recovery times are printed (`pytest -m faults -s`). What other files try: a driver killed while it samples (`test_offline.py`, `test_waves.py`), a rank and a driver of a training
-(`test_trainer.py`, `test_online.py`), replicas during refreshes (`test_refresh.py`), graders
-(`test_verifier.py`), an engine that cannot start (`test_engine_logs.py`).
+Recovery times are printed (`pytest -m faults -s`). Tried elsewhere: a driver that samples
+(`test_offline.py`, `test_waves.py`), a rank and a driver of a training (`test_trainer.py`,
+`test_online.py`), replicas in refreshes (`test_refresh.py`), graders (`test_verifier.py`).
 
 Run: pytest tests/test_faults.py
 """
