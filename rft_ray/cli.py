@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rft_ray.arguments import parse_arguments
 from rft_ray.errors import InputError, one_line
+from rft_ray.full_disk import is_disk_full
 from rft_ray.select_options import read_test_text, selection_config
 from rft_ray.verify_options import verify_config
 
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
     from rft_ray.records import GroupReader
     from rft_ray.types import Group
 
-EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+FULL_DISK = "the disk is full; make room, and the same command goes on from what is there"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code (0 done, 2 wrong input, 130 interrupted, 1 by traceback)."""
+    """Run one command; the exit code (0 done, 2 wrong input, 130 interrupted, 1 all else)."""
     args = parse_arguments(arguments)
     try:
         return COMMANDS[args.command](args)
@@ -37,6 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rft-ray: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(f"rft-ray: error: {FULL_DISK}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rft_ray.buffer import BufferActor
 from rft_ray.online_trainer import OnlineJob, run_online_training
@@ -104,9 +105,11 @@ def live_training(
     """A training of the target in the background; it is stopped if the block raises."""
     online, target = study.config.online, study.target
     live = study.config.own_policy.name if study.config.own_policy else ""
-    buffer = BufferActor.options(name=f"online-buffer-{os.getpid()}", num_cpus=0).remote(
-        online.steps, online.max_staleness, live
-    )
+    # Where the driver is: another node's death would take the buffer with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    buffer = BufferActor.options(
+        name=f"online-buffer-{os.getpid()}", num_cpus=0, scheduling_strategy=here
+    ).remote(online.steps, online.max_staleness, live)
     job = OnlineJob(
         name="online-target",
         model=checkpoints[TARGET].start(target.rft.start_from),

@@ -35,6 +35,7 @@ from rft_ray.selection import round_statistics
 from rft_ray.slice_sampler import SliceSampler
 from rft_ray.study import TARGET, Checkpoints, Study, open_study, running_samplers
 from rft_ray.tally import Tally
+from rft_ray.torn_files import set_torn_aside
 from rft_ray.verifier import Verifier
 
 ONLINE = Stage(TARGET, "online")
@@ -66,6 +67,7 @@ def sample_and_train(
 ) -> dict[str, Checkpoints]:
     """The loop: a slice of problems a step, sampled, verified and handed to the trainer."""
     study, online = scorer.study, scorer.study.config.online
+    set_torn_aside(study.run.round(0).sampled)
     watch = Watch(scorer, online.patience)
     with (
         Verifier(study.config.verifier) as verifier,

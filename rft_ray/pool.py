@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from rft_ray.errors import InputError
 from rft_ray.pass_rates import PartKey, first_samples
 from rft_ray.records import GROUP_SCHEMA, row_to_group
+from rft_ray.torn_files import unreadable
 from rft_ray.types import Group, Problem
 
 FILES_IN_MEMORY = 16
@@ -31,6 +33,8 @@ class Pool:
         self._recent: OrderedDict[Path, dict[str, Group]] = OrderedDict()
         seen: set[PartKey] = set()
         for path in sorted(folder.glob("*.parquet")):
+            if reason := unreadable(path):
+                raise InputError(f"{path}: {reason}; remove {folder}, which is then made again")
             with pq.ParquetFile(path) as file:
                 keys = first_samples(file)
             for key in keys:

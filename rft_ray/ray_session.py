@@ -11,19 +11,26 @@ The terminal shows the run: what Ray, the engines and the trainer have to say is
 
 import logging
 import os
+import socket
 import sys
 import tempfile
+import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rft_ray.config import cluster_address
+from rft_ray.console import say
 
 LOCAL_LOGICAL_CPUS = 16
 START_ATTEMPTS = 3
+HEAD_CHECK_S = 5.0
+HEAD_CHECKS = 2
+"""So many in a row without an answer."""
 
 
 def start_ray(job: str = "rft-ray") -> None:
@@ -53,6 +60,7 @@ def start_ray(job: str = "rft-ray") -> None:
     if address := cluster_address():
         with stderr_held_back():
             ray.init(address=address, **settings)
+        watch_head(ray.get_runtime_context().gcs_address, ray.is_initialized)
     else:
         _start_local(ray, settings)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -94,6 +102,34 @@ def stderr_held_back() -> Iterator[None]:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def watch_head(address: str, is_connected: Callable[[], bool]) -> threading.Thread:
+    """Say so, once, when the head of the cluster does not answer while we are connected.
+
+    Ray waits for it for a minute and then ends the process, without an exception.
+    """
+    host, _, port = address.rpartition(":")
+
+    def watch() -> None:
+        missed = 0
+        while missed < HEAD_CHECKS:
+            time.sleep(HEAD_CHECK_S)
+            if not is_connected():
+                return
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), HEAD_CHECK_S).close()
+                missed = 0
+            except OSError:
+                missed += 1
+        say(
+            f"the head of the cluster ({address}) does not answer; if it stays away the run ends, "
+            "and the same command goes on from what is there when there is a cluster again"
+        )
+
+    watcher = threading.Thread(target=watch, name="watch head", daemon=True)
+    watcher.start()
+    return watcher
 
 
 def log_folder() -> Path:

@@ -16,6 +16,7 @@ from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Self
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -295,18 +296,23 @@ def _to_record(group: Group) -> Row:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Of this writer alone: a node that was thought dead may still be writing the same groups.
+    return path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` when the block ends, and is gone when it raises."""
+def replacing(path: Path, is_flushed: bool = True) -> Iterator[BinaryIO]:
+    """A file that takes the name `path` when the block ends, and is gone when it raises.
+
+    One that is not flushed may be cut short by a power failure in the half minute after.
+    """
     temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if is_flushed:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -21,7 +21,8 @@ from rft_ray.prompts import Prompt
 from rft_ray.ray_metrics import Meter
 from rft_ray.types import Group, Problem, Rollout
 
-RETRY_SECONDS = (1, 2, 5, 10, 20, 40, 60, 60, 60, 60)
+# Five minutes, in which a node may be replaced and an engine started on it.
+RETRY_SECONDS = (1, 2, 5, *[10] * 31)
 
 
 LIVE = "live"

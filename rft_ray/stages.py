@@ -9,7 +9,6 @@ This is the only file that knows Ray Data; the work itself is in `sampler.py`, `
 
 import asyncio
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from rft_ray.decontamination import TestText, refuse_overlap
 from rft_ray.pass_rates import part_line, part_of
 from rft_ray.pool import Pool
 from rft_ray.ray_metrics import Meter, verdict_points
-from rft_ray.records import GROUP_SCHEMA, PROBLEM_STRUCT, group_to_row, row_to_group
+from rft_ray.records import GROUP_SCHEMA, PROBLEM_STRUCT, group_to_row, replacing, row_to_group
 from rft_ray.sampling import Ask, GroupSampler, SamplingPlan
 from rft_ray.selection import round_statistics, select_group
 from rft_ray.types import Group, Problem
@@ -297,10 +296,9 @@ def table_to_groups(table: pa.Table) -> list[Group]:
 def write_table(table: pa.Table, path: Path) -> None:
     """A Parquet file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    pq.write_table(table, partial, compression="zstd")
-    # Readers take every *.parquet, so the name is given last.
-    os.replace(partial, path)
+    # Hundreds of small files a second: what a power failure tears is found and sampled again.
+    with replacing(path, is_flushed=False) as file:
+        pq.write_table(table, file, compression="zstd")
 
 
 def _through_actor(

@@ -23,6 +23,7 @@ from rft_ray.config import (
 )
 from rft_ray.console import say
 from rft_ray.decontamination import TestText, decontaminate, text_of_tests
+from rft_ray.full_disk import naming_full_disk
 from rft_ray.model_check import check_model_prompt
 from rft_ray.models import find_folder, resolve_model
 from rft_ray.placement import Order
@@ -217,7 +218,7 @@ def open_study(config: RunConfig) -> Iterator[Study]:
             start_ray(job=f"rft-ray {run.path.name}")
             try:
                 order = check_cluster(config, run.path)
-                with naming_logs():
+                with naming_logs(), naming_full_disk(run.path):
                     test_text = text_of_tests(problems, config.problems.decontaminate_rollouts)
                     yield Study(config, run, problems, models, order, test_text=test_text)
             finally:

@@ -35,6 +35,7 @@ from rft_ray.packing import (
 from rft_ray.quantisation import find_fault
 from rft_ray.schedule import learning_rate
 from rft_ray.step_metrics import StepMetrics
+from rft_ray.torn_files import say_torn_states
 from rft_ray.utilisation import Utilisation
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def _run_ranks(
     from ray.train.v2.api.config import LoggingConfig
 
     check_paths(trainer)
+    say_torn_states(Path(storage))
     # Ray Train reads these in the driver and hands them on to its controller and workers. The last
     # is how often it looks whether the workers are done or dead: two seconds unless told.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(trainer.start_timeout_s)

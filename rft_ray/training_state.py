@@ -20,6 +20,8 @@ import torch
 from deepspeed import DeepSpeedEngine
 from ray import train
 
+from rft_ray.torn_files import SIZES_FILE, newest_whole, note_sizes
+
 TAG = "state"
 
 
@@ -42,6 +44,9 @@ def report_checkpoint(engine: DeepSpeedEngine, step: int, uploads: bool) -> None
     torch.distributed.barrier()
     # Frozen weights are in the folder that training started from.
     engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=_has_frozen(engine))
+    torch.distributed.barrier()
+    if engine.global_rank == 0 and not uploads:
+        note_sizes(folder)
     checkpoint = train.Checkpoint.from_directory(folder)
     if engine.global_rank == 0:
         checkpoint.set_metadata({"num_ranks": engine.world_size})
@@ -69,9 +74,9 @@ def _local_folder(rank: int) -> Path:
 
 
 def load_checkpoint(engine: DeepSpeedEngine) -> int:
-    """Restore the latest state, if there is one; the number of optimiser steps done."""
+    """Restore the latest whole state, if there is one; the number of optimiser steps done."""
     shutil.rmtree(_local_folder(engine.global_rank), ignore_errors=True)
-    checkpoint = train.get_checkpoint()
+    checkpoint = _whole(train.get_checkpoint())
     if checkpoint is None:
         return 0
     written_by = checkpoint.get_metadata()["num_ranks"]
@@ -83,6 +88,14 @@ def load_checkpoint(engine: DeepSpeedEngine) -> int:
         with _universal(checkpoint, engine) as whole, _downloaded(whole) as folder:
             load_universal_state(engine, folder)
     return engine.global_steps
+
+
+def _whole(latest: train.Checkpoint | None) -> train.Checkpoint | None:
+    """The latest state, or the one before a torn one, as far as its sizes were noted."""
+    if latest is None or not (Path(latest.path) / SIZES_FILE).exists():
+        return latest
+    folder = newest_whole(Path(latest.path))
+    return train.Checkpoint(str(folder), latest.filesystem) if folder else None
 
 
 @contextmanager

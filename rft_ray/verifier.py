@@ -31,6 +31,8 @@ POLL_SECONDS = 0.05
 # From when on an item's neighbours do not wait for it, and how many such items at most.
 SLOW_SECONDS = 0.2
 STAND_INS = 4
+# The machine may be out of memory for a moment; what fails every time is the environment's fault.
+KILLED_STARTS = 3
 CACHE_ITEMS = 500_000
 
 Pair = tuple[str, str]
@@ -51,6 +53,7 @@ class Verifier:
         self._cache: OrderedDict[bytes, Judgement] = OrderedDict()
         self._workers: list[WorkerProcess] = []
         self._seconds_per_item = BATCH_SECONDS / FIRST_BATCH
+        self._killed_starts = 0
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +137,7 @@ class Verifier:
         waiting = deque(range(len(pairs)))
         found: dict[int, Judgement] = {}
         deaths: Counter[int] = Counter()
+        self._killed_starts = 0
         # A call that was interrupted may have left workers that still owe replies.
         for worker in [worker for worker in self._workers if worker.is_busy]:
             self._discard(worker)
@@ -183,8 +187,8 @@ class Verifier:
         """Remove a dead or overdue worker: judge the item in its hand, let others wait again."""
         self._discard(worker)
         if not worker.is_ready:
-            code = worker.process.returncode
-            raise RuntimeError(f"a verifier worker did not start (exit {code})")
+            self._check_start(worker)
+            return
         if not worker.is_busy:
             return
         guilty, others = worker.split_batch()
@@ -197,6 +201,14 @@ class Verifier:
             else:
                 others.insert(0, guilty)
         waiting.extendleft(reversed(others))
+
+    def _check_start(self, worker: WorkerProcess) -> None:
+        """A worker that was killed while it started gets a successor, a few times a call."""
+        code = worker.process.returncode
+        self._killed_starts += 1
+        was_killed = worker.is_dead and code < 0
+        if not was_killed or self._killed_starts > KILLED_STARTS:
+            raise RuntimeError(f"a verifier worker did not start (exit {code})")
 
     def _discard(self, worker: WorkerProcess) -> None:
         self._workers.remove(worker)

@@ -16,6 +16,7 @@ from rft_ray.pass_rates import PassRates, load_rates, parse_part, stored_rates
 from rft_ray.repeats import drop_repeats
 from rft_ray.sampling import Ask, SamplingPlan
 from rft_ray.study import Study
+from rft_ray.torn_files import set_torn_aside
 from rft_ray.types import Problem
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def sample_round(study: Study, plan: SamplingPlan, number: int) -> tuple["Datase
     from rft_ray import stages
 
     problems, sampled = study.problems["train"], str(study.run.round(number).sampled)
+    set_torn_aside(study.run.round(number).sampled)
     if repeats := drop_repeats(study.run.round(number).sampled):
         say(f"{sampled}: {repeats} groups were there twice; of each the first file's was kept")
     if study.config.budget.kind == "fixed":

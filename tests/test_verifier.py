@@ -186,6 +186,27 @@ def test_a_worker_killed_while_idle_is_replaced() -> None:
         assert verifier.grade([("correct 2", ""), ("wrong", "")]) == ["correct", "wrong"]
 
 
+@pytest.mark.parametrize("kills", [1, 3, 4])
+def test_a_worker_killed_while_it_starts_is_replaced_a_few_times(kills: int) -> None:
+    before, killed = children(), set[int]()
+
+    def kill_the_new() -> None:
+        while len(killed) < kills:
+            for pid in children() - before - killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+
+    killer = threading.Thread(target=kill_the_new, daemon=True)
+    with Verifier(VerifierConfig(function=OBEY, workers=1)) as verifier:
+        killer.start()
+        if kills > 3:
+            with pytest.raises(RuntimeError, match=r"did not start \(exit -9\)"):
+                verifier.grade([("correct", "")])
+        else:
+            assert verifier.grade([("correct", "")]) == ["correct"]
+        killer.join()
+
+
 def test_an_interrupted_call_leaves_no_stale_replies() -> None:
     with Verifier(VerifierConfig(timeout_s=20.0, function=OBEY)) as verifier:
         verifier.grade([("correct", "")])
