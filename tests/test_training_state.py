@@ -43,7 +43,7 @@ def whole(folder: Path, ray_session: None) -> TrainingJob:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("uploads", [False, True])
+@pytest.mark.parametrize("uploads", [False, pytest.param(True, marks=pytest.mark.faults)])
 def test_a_dead_worker_and_a_dead_driver_change_nothing(
     folder: Path, whole: TrainingJob, tmp_path: Path, uploads: bool
 ) -> None:
@@ -75,6 +75,7 @@ def test_a_dead_worker_and_a_dead_driver_change_nothing(
 
 
 @pytest.mark.engine
+@pytest.mark.faults
 @pytest.mark.parametrize(("stage", "model"), [(1, "tied"), (3, "untied")])
 def test_another_number_of_ranks_goes_on(
     folder: Path, ray_session: None, stage: int, model: str
