@@ -36,9 +36,9 @@ VICTIMS = {"helper": ("the-helper", 2), DRIVER: ("", 1)}
 def test_a_job_that_continues_is_found_equal_and_its_recoveries_are_timed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DRIVER_CODE, "{folder}"]
     trial = Trial("steps", command, VICTIMS, 0.1)
-    same, *recovered = trial.rows(tmp_path, kills=5, seed=1)
+    same, *recovered = trial.rows(tmp_path, kills=3, seed=1)
     assert same["what"].startswith("losses") and same["ours"] == same["rival_value"] >= 10
-    assert sum(int(own["what"].split("(")[1].split()[0]) for own in recovered) == 5
+    assert sum(int(own["what"].split("(")[1].split()[0]) for own in recovered) == 3
     assert all(0 < own["ours"] <= own["most"] for own in recovered)
 
 
