@@ -15,7 +15,7 @@ import pytest
 from rft_ray.records import read_groups
 from rft_ray.run_dir import read_metrics
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.faults]
 ROOT = Path(__file__).parents[1]
 NUM_TRAIN, K = 40, 8
 OVERRIDES = [

@@ -265,8 +265,9 @@ LONG = replace(SMALL, tokens=1024)
 def test_a_small_training_takes_what_is_planned(point: Point) -> None:
     """The resident memory of a rank that trains, beyond what it had before it made a model."""
     measured = measure(point, steps=2).peak
-    # A system that reclaims pages while they are not in use makes the measured peak smaller.
-    assert 0.8 * measured <= point.planned_bytes <= 1.6 * measured
+    # Buffers of the processes' talk are not planned, and weigh here where models are this small; a
+    # system that reclaims pages while they are not in use makes the measured peak smaller.
+    assert 0.7 * measured <= point.planned_bytes <= 1.6 * measured
 
 
 @settings(deadline=None)
