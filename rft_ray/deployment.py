@@ -126,7 +126,8 @@ def _build(
 def environment(config: SamplerConfig) -> dict[str, str]:
     """Variables of an engine's processes, which the config may change."""
     variables = {"VLLM_LOGGING_LEVEL": "INFO"}
-    if not config.gpus_per_replica:
+    if config.cores and not config.gpus_per_replica:
+        # Scheduler and worker share these cores; elsewhere sleeping costs more than it spares.
         variables[PATIENT_ENGINE] = "1"
     if config.cores and config.tensor_parallel_size == 1:
         # A thread on each of them; vLLM would leave one alone.

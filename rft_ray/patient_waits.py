@@ -2,8 +2,8 @@
 
 vLLM 0.29's worker and scheduler are two processes that take turns at every token. Whoever waits
 looks at shared memory in a loop for a second before it sleeps, which is right where cores are
-plenty; on a laptop it takes a core from the training and from the other half of the turn. Left out:
-engines on GPUs, which are left as they are.
+plenty; where both are kept to one core (`sampler.cores`) it takes from the other half of the turn.
+Left out: engines on GPUs and engines with all cores, which lose more by waking up.
 """
 
 import time
