@@ -65,11 +65,13 @@ def test_every_benchmark_ends_in_this_way(script: Path) -> None:
     assert "finish(__file__, results" in script.read_text()
 
 
-def test_the_rivals_are_those_of_the_checkout_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rivals_are_those_of_the_checkout_unless_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("RFT_BENCH_PYTHON", raising=False)
     assert rival_python() == Path(__file__).parents[1] / ".venv-bench/bin/python"
-    monkeypatch.setenv("RFT_BENCH_PYTHON", "/opt/bench/bin/python")
-    assert rival_python() == Path("/opt/bench/bin/python")
+    monkeypatch.setenv("RFT_BENCH_PYTHON", str(tmp_path / "python"))
+    assert rival_python() == tmp_path / "python"
 
 
 @pytest.mark.engine
