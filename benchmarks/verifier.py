@@ -229,16 +229,11 @@ def result_row(
     what: str, ours: float, rival: str, value: float, goal: float, info: bool = False
 ) -> dict[str, Any]:
     """One row of the benchmark contract."""
-    row = {
-        "what": what,
-        "ours": ours,
-        "rival": rival,
-        "rival_value": value,
-        "ratio": ours / value,
-        "goal": goal,
-        "unit": "pairs/s" if "workers" in what else "pairs per CPU second",
-    }
-    return {**row, "info": True} if info else row
+    from rft_ray.benchmark_summary import row
+
+    unit = "pairs/s" if "workers" in what else "pairs per CPU second"
+    own = row(what, ours, rival, value, goal, unit)
+    return {**own, "info": True} if info else own
 
 
 if __name__ == "__main__":
