@@ -67,6 +67,9 @@ def start_ray(job: str = "rft-ray") -> None:
 
 
 def _start_local(ray: ModuleType, settings: dict[str, Any]) -> None:
+    # Ray's workers are by default nicer than anything else of this user, an engine among them: it
+    # gave way to the driver and to Ray's own daemons wherever they met on a core.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     num_cpus = max(LOCAL_LOGICAL_CPUS, os.cpu_count() or 1)
     for attempt in range(START_ATTEMPTS):
         try:
