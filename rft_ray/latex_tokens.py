@@ -16,6 +16,7 @@ MAX_TOKENS = 1_000
 MAX_TEXT_NESTING = 5
 
 OPENERS, CLOSERS = ("(", "[", r"\{", r"\langle"), (")", "]", r"\}", r"\rangle")
+BRACKETS = OPENERS + CLOSERS
 
 
 class Token(NamedTuple):
@@ -151,9 +152,13 @@ def tokenize(text: str, nesting: int = 0) -> list[Token]:
             position = end + 1
         else:
             found = _tokens_of(match)
-        tokens += [token._replace(is_spaced=is_spaced and i == 0) for i, token in enumerate(found)]
+        if len(found) != 1 or found[0].is_spaced != is_spaced:
+            found = [
+                token._replace(is_spaced=is_spaced and i == 0) for i, token in enumerate(found)
+            ]
+        tokens += found
         is_spaced = False
-        if found and found[-1].text in OPENERS + CLOSERS:
+        if found and found[-1].text in BRACKETS:
             depth += 1 if found[-1].text in OPENERS else -1
         if len(tokens) > MAX_TOKENS:
             raise LatexError(f"more than {MAX_TOKENS} parts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rft_ray.latex_tree import Apply, Expression, Number, Power, Product, Sum, Symbol
@@ -133,14 +134,21 @@ KNOWN_FUNCTIONS = frozenset(
 )
 
 
+@lru_cache(maxsize=8)
+def _context(digits: int) -> MPContext:
+    """Arithmetic of so many digits; to make one takes longer than most values do."""
+    from mpmath import MPContext
+
+    context = MPContext()
+    context.dps = digits
+    return context
+
+
 class _Evaluator:
     """Evaluates a tree at a point in an mpmath context of its own precision."""
 
     def __init__(self, digits: int, place: dict[str, Fraction]) -> None:
-        from mpmath import MPContext
-
-        self.mp: MPContext = MPContext()
-        self.mp.dps = digits + 10
+        self.mp = _context(digits + 10)
         self.place = place
 
     def of(self, node: Expression) -> Any:
