@@ -5,8 +5,11 @@
 Both sides grade the same distinct pairs, nothing cached, one by one in a worker process that can be
 killed from outside; what is measured is pairs per second of CPU time of worker and parent together,
 so that other work on the machine hardly matters. Ours checks final answers only, as math-verify
-does; a row with `<<lhs=rhs>>` checked too is context, like the growth with workers and the price of
-texts made to hang a verifier. Where the published data is not there, generated problems are used.
+does, by default without leniencies; row `math` holds responses of a model and math-verify's own
+tests, which expect its leniencies, row `math, rewritten` MATH-500's answers written otherwise and
+answers just beside them (`math_variants.py`); a row with `<<lhs=rhs>>` checked too is context, like
+the growth with workers and the price of texts made to hang a verifier. Where the published data is
+not there, generated problems are used.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from math_verify_rival import MathVerify, process_cpu_seconds
 
 GOALS = {"gsm8k": 50.0, "math": 3.0}
 MATH_DATA = ("math_cot", "math_verify_tests")
+REWRITTEN_EVERY = 7
 Pairs = list[tuple[str, str]]
 
 
@@ -37,7 +41,10 @@ def main() -> None:
     rival = MathVerify()
     results = []
     for style in arguments.styles:
-        results.append(compare(style, load_rows(style), rival, repeats))
+        results.append(compare(style, style, load_rows(style), rival, repeats))
+    if "math" in arguments.styles and (rewritten := read_pairs("math_rewritten")):
+        some = rewritten[::REWRITTEN_EVERY]
+        results.append(compare("math, rewritten", "math", some, rival, repeats))
     rival.close()
     if "gsm8k" in arguments.styles:
         results += context_rows(load_rows("gsm8k"), repeats)
@@ -68,7 +75,7 @@ def generated_rows(style: str) -> list[LabelledPair]:
 
 
 def compare(
-    style: str, rows: list[LabelledPair], rival: MathVerify, repeats: int
+    what: str, style: str, rows: list[LabelledPair], rival: MathVerify, repeats: int
 ) -> dict[str, Any]:
     """The row with the goal: rates and errors of both sides on the same pairs."""
     pairs = [(row.completion, row.answer) for row in rows]
@@ -76,7 +83,7 @@ def compare(
     ours, verdicts = measure_ours(style, pairs, repeats, check_calculations=False)
     theirs, rival_verdicts = measure_rival(rival, pairs, max(1, repeats // 2))
     mine, his = statistics.median(ours), statistics.median(theirs)
-    print(f"{style}: {len(pairs)} pairs, pairs per CPU second")
+    print(f"{what}: {len(pairs)} pairs, pairs per CPU second")
     for name, rates, found in (
         ("ours", ours, verdicts),
         ("math-verify", theirs, rival_verdicts),
@@ -88,7 +95,7 @@ def compare(
         )
     print(f"  ratio        {mine / his:10.1f}   from {min(ours) / max(theirs):.1f}", end="")
     print(f" to {max(ours) / min(theirs):.1f}")
-    row = result_row(style, mine, "math-verify", his, GOALS[style])
+    row = result_row(what, mine, "math-verify", his, GOALS[style])
     for name, found in (("ours", verdicts), ("rival", rival_verdicts)):
         row[f"{name}_precision"], row[f"{name}_recall"] = precision_and_recall(found, labels)
     return row
