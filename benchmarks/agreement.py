@@ -91,18 +91,15 @@ def list_disagreements(rows: list[LabelledPair], verdicts: list[str]) -> None:
 
 def result_rows(name: str, ours: Counter[str], theirs: Counter[str]) -> list[dict[str, Any]]:
     """Rows of the benchmark contract; fewer is better, so the ratio is theirs to ours plus one."""
+    from rft_ray.benchmark_summary import row
+
     return [
-        {
-            "what": f"{name}: {column.replace('_', ' ')}",
-            "ours": ours[column],
-            "rival": "math-verify",
-            "rival_value": theirs[column],
-            "ratio": (theirs[column] + 1) / (ours[column] + 1),
-            "goal": 1.0,
-            "unit": "rows",
-        }
+        row(
+            f"{name}: {column.replace('_', ' ')}", ours[column], "math-verify", theirs[column],
+            1.0, "rows", ratio=(theirs[column] + 1) / (ours[column] + 1),
+        )
         for column in ("false_positives", "false_negatives", "timeouts")
-    ]
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

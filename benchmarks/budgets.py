@@ -205,7 +205,7 @@ def compare(k: int, repeats: list[dict[str, list[Drawn]]]) -> list[dict[str, Any
         values = {kind: [each[kind][metric] for each in measured] for kind in measured[0]}
         for kind, own in values.items():
             print(f"{metric:26} {kind:10} {statistics.median(own):8.3f}  {spread(own)}")
-        rows += [row(metric, kind, k, values) for kind in values if kind != "fixed"]
+        rows += [metric_row(metric, kind, k, values) for kind in values if kind != "fixed"]
     return rows
 
 
@@ -214,21 +214,15 @@ def spread(values: list[float]) -> str:
     return f"from {min(values):.3f} to {max(values):.3f}"
 
 
-def row(metric: str, kind: str, k: int, values: dict[str, list[float]]) -> dict[str, Any]:
+def metric_row(metric: str, kind: str, k: int, values: dict[str, list[float]]) -> dict[str, Any]:
     """A row of the JSON line."""
+    from rft_ray.benchmark_summary import row
+
     mine, theirs = statistics.median(values[kind]), statistics.median(values["fixed"])
     unit = "per rollout" if metric == "accepted per rollout" else "per problem"
     context = {} if metric == COMPARED else {"info": True}
-    return {
-        "what": f"{metric}, {kind}",
-        "ours": mine,
-        "rival": f"fixed k = {k}, as many rollouts",
-        "rival_value": theirs,
-        "ratio": mine / theirs if theirs else 0.0,
-        "goal": 1.0,
-        "unit": unit,
-        **context,
-    }
+    rival, ratio = f"fixed k = {k}, as many rollouts", mine / theirs if theirs else 0.0
+    return row(f"{metric}, {kind}", mine, rival, theirs, 1.0, unit, ratio) | context
 
 
 if __name__ == "__main__":

@@ -215,9 +215,9 @@ def recovery_rows(name: str, jobs: list[Job], calm_s: float) -> list[dict[str, A
         median = statistics.median(own)
         print(f"{name}: {kind:16s} {len(own):4d} killed, recovered in {median:6.2f} s "
               f"({min(own):.2f} to {max(own):.2f})")  # fmt: skip
-        rows.append({"what": f"seconds to recover, {name}, {kind} ({len(own)} killed)",
-                     "ours": median, "most": max(own), "rival": "a calm run", "rival_value": calm_s,
-                     "ratio": calm_s / median, "goal": 1.0, "unit": "s", "info": True})  # fmt: skip
+        what = f"seconds to recover, {name}, {kind} ({len(own)} killed)"
+        recovery = row(what, median, "a calm run", calm_s, 1.0, "s", calm_s / median)
+        rows.append(recovery | {"most": max(own), "info": True})
     return rows
 
 

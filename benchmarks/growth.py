@@ -292,8 +292,9 @@ def axis_rows(points: Sequence[Point], measured: dict[Point, Growth]) -> Iterato
     first = points[0]
     for point in points:
         own, planned = measured[point], point.planned_bytes
-        peak = row(f"{label(point)}: peak", own.peak / MB, "plan", planned / MB, 1.0, "MB")
-        yield peak | {"ratio": planned / own.peak, "info": True}
+        peak, ratio = own.peak / MB, planned / own.peak
+        memory = row(f"{label(point)}: peak", peak, "plan", planned / MB, 1.0, "MB", ratio)
+        yield memory | {"info": True}
         rate, expected = speed(point, own), speed(first, measured[first])
         expected *= first.flops / point.flops
         spread = [speed(point, Growth([s], 0.0)) for s in (max(own.seconds), min(own.seconds))]

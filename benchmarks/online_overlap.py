@@ -85,7 +85,7 @@ def parts(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 def report(alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], steps: int) -> None:
     """The table, the result file and the JSON line."""
-    from rft_ray.benchmark_summary import finish
+    from rft_ray.benchmark_summary import finish, row
 
     alone = parts(alternating)
     ideals = {
@@ -105,10 +105,8 @@ def report(alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], 
             f"staleness {staleness}: step {ours:.3f} s (deciles {spread[0]:.3f} to "
             f"{spread[-1]:.3f}), {what} {ideal:.3f} s, ratio {ideal / ours:.3f}"
         )
-        results.append(
-            {"what": f"staleness {staleness}", "ours": ours, "rival": what, "rival_value": ideal,
-             "ratio": ideal / ours, "goal": GOALS[staleness], "unit": "s"}
-        )  # fmt: skip
+        goal = GOALS[staleness]
+        results.append(row(f"staleness {staleness}", ours, what, ideal, goal, "s", ideal / ours))
     finish(__file__, results)
 
 

@@ -143,16 +143,15 @@ def report(
     phases: dict[str, float], rates: dict[str, list[float]], size: tuple[int, int, int]
 ) -> None:
     """The phases and the growth as tables, a result file, and the JSON line."""
-    from rft_ray.benchmark_summary import finish
+    from rft_ray.benchmark_summary import finish, row
 
     print(f"1x: {size[0]} problems, k = {size[1]}, two policies; {size[2]} repeats")
     for name, seconds in phases.items():
         print(f"{seconds:8.1f} s  {name}")
-    results: list[dict[str, Any]] = [
-        {"what": f"seconds: {name}", "ours": seconds, "rival": "none", "rival_value": seconds,
-         "ratio": 1.0, "goal": 1.0, "unit": "s", "info": True}
+    results = [
+        row(f"seconds: {name}", seconds, "none", seconds, 1.0, "s", ratio=1.0) | {"info": True}
         for name, seconds in phases.items()
-    ]  # fmt: skip
+    ]
     pairs = [(f"{TIMES}x problems", "1x"), (f"{TIMES}x k", "1x"), ("1x", "1 policy")]
     for name, rival in pairs:
         mine, theirs = (statistics.median(rates[which]) for which in (name, rival))
@@ -162,10 +161,8 @@ def report(
             f"{label:12} {mine:8.1f} rollouts/s, {rival} {theirs:8.1f}: ratio {mine / theirs:.3f}, "
             f"from {min(spread):.3f} to {max(spread):.3f}"
         )
-        results.append(
-            {"what": f"rollouts/s, {label}", "ours": mine, "rival": f"the same, {rival}",
-             "rival_value": theirs, "ratio": mine / theirs, "goal": 0.95, "unit": "rollouts/s"}
-        )  # fmt: skip
+        what = f"rollouts/s, {label}"
+        results.append(row(what, mine, f"the same, {rival}", theirs, 0.95, "rollouts/s"))
     finish(__file__, results)
 
 

@@ -187,7 +187,7 @@ def resident_megabytes() -> dict[str, float]:
 
 def report(ours: list[dict[str, Any]], bare: list[dict[str, Any]], problems: int) -> None:
     """A small table and, last, the JSON line of the benchmark contract."""
-    from rft_ray.benchmark_summary import finish
+    from rft_ray.benchmark_summary import finish, row
 
     mine = [turn["tokens_per_s"] for turn in ours]
     theirs = [turn["tokens_per_s"] for turn in bare]
@@ -198,32 +198,14 @@ def report(ours: list[dict[str, Any]], bare: list[dict[str, Any]], problems: int
     print(f"bare vllm  {statistics.median(theirs):10.0f} tokens/s   {[round(x) for x in theirs]}")
     print(f"ratio      {ratio:10.3f}   from {min(ratios):.3f} to {max(ratios):.3f}")
     print(f"start-up of a stream: {max(t['startup_share'] for t in ours):.1%} of a turn")
-    results: list[dict[str, Any]] = [
-        {
-            "what": "sampling",
-            "ours": statistics.median(mine),
-            "rival": "bare vllm",
-            "rival_value": statistics.median(theirs),
-            "ratio": ratio,
-            "goal": GOAL,
-            "unit": "tokens/s",
-        }
-    ]
+    own, bare_own = statistics.median(mine), statistics.median(theirs)
+    results = [row("sampling", own, "bare vllm", bare_own, GOAL, "tokens/s", ratio)]
     for process in ("driver", "workers"):
         small, large = (ours[0]["megabytes"][times][process] for times in ("1", "10"))
         print(f"memory of {process}: {small:.0f} MB at 1x, {large:.0f} MB at 10x the problems")
-        results.append(
-            {
-                "what": f"memory of {process}, 10x the problems",
-                "ours": large,
-                "rival": "1x the problems",
-                "rival_value": small,
-                "ratio": small / large if large else 0.0,
-                "goal": 0.9,
-                "unit": "MB",
-                "info": True,
-            }
-        )
+        what, ratio = f"memory of {process}, 10x the problems", small / large if large else 0.0
+        memory = row(what, large, "1x the problems", small, 0.9, "MB", ratio)
+        results.append(memory | {"info": True})
     finish(__file__, results)
 
 

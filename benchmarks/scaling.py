@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from rft_ray import stages
+from rft_ray.benchmark_summary import finish, row
 from rft_ray.config import PromptConfig, SelectionConfig, VerifierConfig
 from rft_ray.prompts import make_prompt
 from rft_ray.sampling import (
@@ -64,13 +65,13 @@ def main() -> None:
     os.chdir(ROOT)
     counts, seconds = ((1, 16, 64), 8) if arguments.quick else ((1, 16, 64, 256, 512), 20)
     with tempfile.TemporaryDirectory() as folder:
-        results = [row for n in counts for row in actor_rows(Path(folder), n, seconds)]
+        results = [own for n in counts for own in actor_rows(Path(folder), n, seconds)]
         sizes = (2_000, 8_000) if arguments.quick else (100_000, 1_000_000)
         results += memory_rows(Path(folder), sizes)
         if not arguments.no_ray:
             results += stream_rows(Path(folder), sizes)
             results += replica_rows(Path(folder), 40 if arguments.quick else 200)
-    report(results)
+    finish(__file__, results)
 
 
 @dataclass
@@ -250,12 +251,10 @@ def actor_rows(
         f"{rate / rival:.3f} ({min(ratios):.3f} to {max(ratios):.3f}); {cpu * 1e6:.0f} us of CPU a "
         f"rollout, enough for {fed:.0f} replicas"
     )
-    yield {"what": f"rollouts/s of {replicas} simulated replicas", "ours": rate,
-           "rival": "the engines alone", "rival_value": rival, "ratio": rate / rival,
-           "goal": GOAL, "unit": "rollouts/s"}  # fmt: skip
-    yield {"what": f"replicas of {TOKENS_S:g} tokens/s that one actor's core feeds, at {replicas}",
-           "ours": fed, "rival": "asked for", "rival_value": replicas, "ratio": fed / replicas,
-           "goal": 1.0, "unit": "replicas", "info": True}  # fmt: skip
+    what = f"rollouts/s of {replicas} simulated replicas"
+    yield row(what, rate, "the engines alone", rival, GOAL, "rollouts/s")
+    what = f"replicas of {TOKENS_S:g} tokens/s that one actor's core feeds, at {replicas}"
+    yield row(what, fed, "asked for", replicas, 1.0, "replicas") | {"info": True}
 
 
 def run_actor(folder: Path, replicas: int, count: int) -> tuple[float, float]:
@@ -278,9 +277,8 @@ def memory_rows(folder: Path, sizes: tuple[int, int]) -> list[dict[str, Any]]:
     shutil.rmtree(folder / "memory")
     early, late = memory[len(memory) // 10], memory[-1]
     print(f"actor's memory over {sizes[1]} problems: {early:.0f} MB after a tenth, {late:.0f} MB")
-    return [{"what": f"MB of the actor after {sizes[1]} problems", "ours": late,
-             "rival": "after a tenth", "rival_value": early, "ratio": early / late, "goal": GOAL,
-             "unit": "MB"}]  # fmt: skip
+    what = f"MB of the actor after {sizes[1]} problems"
+    return [row(what, late, "after a tenth", early, GOAL, "MB", early / late)]
 
 
 def stream_rows(folder: Path, sizes: tuple[int, int]) -> list[dict[str, Any]]:
@@ -298,14 +296,11 @@ def stream_rows(folder: Path, sizes: tuple[int, int]) -> list[dict[str, Any]]:
     (few, held), (many, grown) = figures[1:]
     print(f"stream: {few:.0f} problems/s of {sizes[0]}, {many:.0f} of {sizes[1]}; driver {held:.0f}"
           f" and {grown:.0f} MB")  # fmt: skip
+    fewer, more = (f"{size} problems" for size in sizes)
     return [
-        {"what": f"problems/s of the stream, {sizes[1]} problems", "ours": many,
-         "rival": f"{sizes[0]} problems", "rival_value": few, "ratio": many / few, "goal": GOAL,
-         "unit": "problems/s"},
-        {"what": f"MB of the driver, {sizes[1]} problems", "ours": grown,
-         "rival": f"{sizes[0]} problems", "rival_value": held, "ratio": held / grown,
-         "goal": GOAL, "unit": "MB"},
-    ]  # fmt: skip
+        row(f"problems/s of the stream, {more}", many, fewer, few, GOAL, "problems/s"),
+        row(f"MB of the driver, {more}", grown, fewer, held, GOAL, "MB", held / grown),
+    ]
 
 
 def run_stream(folder: Path, count: int) -> tuple[float, float]:
@@ -332,9 +327,8 @@ def replica_rows(folder: Path, problems: int) -> Iterator[dict[str, Any]]:
     """Real engines: problems/s of the quickstart's stream with one and with two replicas."""
     rates = [real_rate(folder / f"real-{n}", problems, n) for n in (1, 2)]
     print(f"real engines: {rates[0]:.1f} problems/s with a replica, {rates[1]:.1f} with two")
-    yield {"what": "problems/s, 2 real replicas", "ours": rates[1], "rival": "1 replica",
-           "rival_value": rates[0], "ratio": rates[1] / rates[0], "goal": 1.5,
-           "unit": "problems/s", "info": True}  # fmt: skip
+    own = row("problems/s, 2 real replicas", rates[1], "1 replica", rates[0], 1.5, "problems/s")
+    yield own | {"info": True}
 
 
 def real_rate(folder: Path, problems: int, replicas: int) -> float:
@@ -365,13 +359,6 @@ def real_rate(folder: Path, problems: int, replicas: int) -> float:
             count = sum(1 for _ in groups.iter_rows())
             seconds = time.perf_counter() - started
     return count / seconds
-
-
-def report(results: list[dict[str, Any]]) -> None:
-    """A result file and the JSON line."""
-    from rft_ray.benchmark_summary import finish
-
-    finish(__file__, results)
 
 
 if __name__ == "__main__":

@@ -207,25 +207,22 @@ def compare_size(
     size: int, goal: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The time of all pools of a size, and the ratio's spread over repeats and over pools."""
+    from rft_ray.benchmark_summary import row
 
     def seconds(runs: list[dict[str, Any]], names: list[str]) -> list[float]:
         return [sum(run[name]["seconds"] for name in names) for run in runs]
 
     mine, theirs = seconds(ours, pools), seconds(runs, pools)
+    own, other = statistics.median(mine), statistics.median(theirs)
     repeats = [b / a for a, b in zip(mine, theirs, strict=True)]
     each = [statistics.median(seconds(runs, [p])) / statistics.median(seconds(ours, [p]))
             for p in pools]  # fmt: skip
-    row = {
-        "what": f"{size} candidates, {len(pools)} pools",
-        "ours": statistics.median(mine) / len(pools) * 1e3,
-        "rival": f"Algorithm 1 with {rival}",
-        "rival_value": statistics.median(theirs) / len(pools) * 1e3,
-        "ratio": statistics.median(theirs) / statistics.median(mine),
-        "goal": goal,
-        "unit": "ms a pool",
-        "spread": {"repeats": [min(repeats), max(repeats)], "pools": [min(each), max(each)]},
-    }
-    return row if size > min(SIZES) else {**row, "info": True}
+    spread = {"repeats": [min(repeats), max(repeats)], "pools": [min(each), max(each)]}
+    found = row(
+        f"{size} candidates, {len(pools)} pools", own / len(pools) * 1e3,
+        f"Algorithm 1 with {rival}", other / len(pools) * 1e3, goal, "ms a pool", other / own,
+    ) | {"spread": spread}  # fmt: skip
+    return found if size > min(SIZES) else {**found, "info": True}
 
 
 def growth(ours: list[dict[str, Any]]) -> dict[str, Any]:
@@ -340,11 +337,10 @@ def share_of_sampling(solutions: list[str], seconds: float) -> list[dict[str, An
 
 def info(what: str, ours: float, rival: str, rival_value: float, unit: str) -> dict[str, Any]:
     """A context row; the ratio is higher where ours is better."""
+    from rft_ray.benchmark_summary import row
+
     ratio = ours / rival_value if unit == "problems/s" else rival_value / ours
-    return {
-        "what": what, "ours": ours, "rival": rival, "rival_value": rival_value, "ratio": ratio,
-        "goal": 1.0, "unit": unit, "info": True,
-    }  # fmt: skip
+    return row(what, ours, rival, rival_value, 1.0, unit, ratio) | {"info": True}
 
 
 def report(results: list[dict[str, Any]]) -> None:

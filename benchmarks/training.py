@@ -280,8 +280,8 @@ def report(name: str, spec: dict[str, Any], turns: dict[str, list[Any]]) -> list
             | {"info": True}
         )
         mine, theirs = peak(turns["ours"]), peak(turns[side])
-        memory = row(f"{name}, peak memory", mine, rival, theirs, 1.0, "MB")
-        rows.append(memory | {"ratio": theirs / mine, "info": True})
+        memory = row(f"{name}, peak memory", mine, rival, theirs, 1.0, "MB", theirs / mine)
+        rows.append(memory | {"info": True})
         print(f"  {rate / other:.2f} of {rival} ({side}), goal {GOALS[rival]}")
     return rows
 

@@ -52,15 +52,19 @@ def finish(script: str, results: list[dict[str, Any]], **more: Any) -> None:
 
 
 def row(
-    what: str, ours: float, rival: str, value: float, goal: float, unit: str
-) -> dict[str, Any]:
-    """A row of the benchmark contract where more is better; `value` is the rival's."""
+    what: str, ours: float, rival: str, value: float, goal: float, unit: str,
+    ratio: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A row of the benchmark contract; `value` is the rival's.
+
+    The ratio, of which more is better, is ours to the rival's where none is given.
+    """
     return {
         "what": what,
         "ours": ours,
         "rival": rival,
         "rival_value": value,
-        "ratio": ours / value,
+        "ratio": ours / value if ratio is None else ratio,
         "goal": goal,
         "unit": unit,
     }

@@ -42,6 +42,8 @@ def test_the_last_line_and_the_result_file_are_the_same_summary(
 
 def test_a_row_is_four_figures_with_the_tags_of_the_metric() -> None:
     assert row("speed", 3.0, "them", 2, 1.0, "tokens/s") == ROW
+    assert row("peak", 4.0, "them", 2, 1.0, "MB", ratio=0.5)["ratio"] == 0.5
+    assert row("missed", 0.0, "them", 0, 1.0, "rows", ratio=0.0)["ratio"] == 0.0
     points = figure_points({"name": "speed", "results": [ROW]})
     assert {tags["figure"]: value for _, value, tags in points} == {
         "ours": 3.0, "rival": 2.0, "ratio": 1.5, "goal": 1.0
@@ -62,7 +64,9 @@ def test_the_same_figure_beside_two_rivals_is_told_apart() -> None:
 
 @pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
 def test_every_benchmark_ends_in_this_way(script: Path) -> None:
-    assert "finish(__file__, results" in script.read_text()
+    text = script.read_text()
+    assert "finish(__file__, results" in text
+    assert '"rival_value":' not in text  # rows have the one form of `row`
 
 
 def test_the_rivals_are_those_of_the_checkout_unless_told(
