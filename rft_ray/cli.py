@@ -2,10 +2,12 @@
 
 Nothing heavy is imported before the command that needs it, so that --help is instant. Wrong input
 ends in one line on standard error and exit code 2; results go to standard output, progress to
-standard error.
+standard error. Where nobody reads on (`| head`), a command ends quietly.
 """
 
 import argparse
+import os
+import select
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -25,25 +27,52 @@ if TYPE_CHECKING:
     from rft_ray.types import Group
 
 EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_UNREAD = 141
+"""What a shell says of a command that SIGPIPE ended."""
 FULL_DISK = "the disk is full; make room, and the same command goes on from what is there"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code (0 done, 2 wrong input, 130 interrupted, 1 all else)."""
-    args = parse_arguments(arguments)
+    """Run one command; the exit code.
+
+    0 done, 2 wrong input, 130 interrupted, 141 where nobody reads what it prints, 1 all else.
+    """
     try:
-        return COMMANDS[args.command](args)
+        return _run_command(arguments)
     except InputError as error:
         print(f"rft-ray: error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
         print("rft-ray: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)  # takes what is still buffered
+        return EXIT_UNREAD
     except Exception as error:
         if not is_disk_full(error):
             raise
         print(f"rft-ray: error: {FULL_DISK}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _run_command(arguments: list[str] | None) -> int:
+    try:
+        args = parse_arguments(arguments)
+        return COMMANDS[args.command](args)
+    finally:
+        # What cannot be written fails here: at the interpreter's exit nobody could catch it.
+        print(end="", flush=True)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output or standard error has gone."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ Left out: colours and paging, which `less` does.
 
 import difflib
 import heapq
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -95,15 +94,10 @@ def find_problem(groups: Iterable[Group], problem_id: str, source: str | Path) -
 
 
 def show(lines: Iterable[str]) -> None:
-    """Print lines as they come, whatever standard output can encode, until nobody reads on."""
+    """Print lines as they come, whatever standard output can encode."""
     encoding = sys.stdout.encoding or "utf-8"
-    try:
-        for line in lines:
-            print(line.encode(encoding, "replace").decode(encoding))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `head` has seen enough; what is still buffered must not fail at the interpreter's exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for line in lines:
+        print(line.encode(encoding, "replace").decode(encoding))
 
 
 def _problem_lines(

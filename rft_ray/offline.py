@@ -180,11 +180,14 @@ def show_results(study: Study) -> None:
     from rft_ray.report import write_report
     from rft_ray.scoring import results_table
 
-    if lines := selection_lines(study):
+    lines = selection_lines(study)
+    # First what is kept: whoever reads the tables may end the command with that (`| head`).
+    write_model_cards(study.run, study.config, lines)
+    report = write_report(str(study.run.path))
+    if lines:
         print(counts_table(lines))
     print(results_table(study))
-    write_model_cards(study.run, study.config, lines)
-    say(f"report: {write_report(str(study.run.path))}")
+    say(f"report: {report}")
 
 
 def count_rounds(study: Study, result: str) -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rft_ray.cli import main
+from rft_ray.cli import COMMANDS, main
 from rft_ray.records import read_groups
 
+ROOT = Path(__file__).parents[1]
 HEAVY = ("ray", "torch", "vllm", "transformers", "pyarrow", "pydantic", "numpy", "yaml", "tqdm")
 GROUP = {
     "problem": {"id": "p", "prompt": "2+2?", "answer": "4"},
@@ -157,9 +158,35 @@ def test_inspect_ends_quietly_when_nobody_reads_on(groups: Path) -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plan", str(ROOT / "configs/quickstart.yaml")], ["verify"]]
+)
+def test_output_that_nobody_reads_is_no_error(groups: Path, arguments: list[str]) -> None:
+    """The reader has gone before the first line: what is printed waits in a buffer until then."""
+    if arguments == ["verify"]:
+        arguments = ["verify", str(groups), "-o", str(groups.with_name("out.jsonl"))]
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "rft_ray", *arguments]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=buffered)
+    os.close(write)
+    assert done.returncode == 141
+    assert "Broken" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_broken_pipe_of_our_own_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(args: object) -> int:
+        raise BrokenPipeError("to a worker")
+
+    monkeypatch.setitem(COMMANDS, "doctor", fail)
+    with pytest.raises(BrokenPipeError, match="to a worker"):
+        main(["doctor"])
 
 
 @pytest.mark.parametrize("command", ["verify", "select"])
