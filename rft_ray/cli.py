@@ -1,8 +1,9 @@
 """The command line: `rft-ray COMMAND ...`, one function per command.
 
 Nothing heavy is imported before the command that needs it, so that --help is instant. Wrong input
-ends in one line on standard error and exit code 2; results go to standard output, progress to
-standard error. Where nobody reads on (`| head`), a command ends quietly.
+ends in one line on standard error and exit code 2, a run that stops itself in one after the place
+of the logs; results go to standard output, progress to standard error. Where nobody reads on
+(`| head`), a command ends quietly.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from rft_ray.arguments import parse_arguments
 from rft_ray.errors import InputError, one_line
 from rft_ray.full_disk import is_disk_full
 from rft_ray.select_options import read_test_text, selection_config
+from rft_ray.stop_reason import stop_reason
 from rft_ray.verify_options import verify_config
 
 if TYPE_CHECKING:
@@ -52,9 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)  # takes what is still buffered
         return EXIT_UNREAD
     except Exception as error:
-        if not is_disk_full(error):
+        reason = FULL_DISK if is_disk_full(error) else stop_reason(error)
+        if reason is None:
             raise
-        print(f"rft-ray: error: {FULL_DISK}", file=sys.stderr)
+        for note in getattr(error, "__notes__", []):
+            print(one_line(note), file=sys.stderr)
+        print(f"rft-ray: error: {one_line(reason)}", file=sys.stderr)
         return EXIT_FAILED
 
 

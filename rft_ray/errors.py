@@ -1,8 +1,9 @@
-"""The one exception that means "the user's input is wrong", and text as it may be shown.
+"""The two exceptions that end a command without a traceback, and text as it may be shown.
 
-The command line turns the exception into a single line on standard error and exit code 2.
-Everything else is a fault of ours or of the machine and keeps its traceback. No hierarchy: a caller
-never needs to tell one wrong input from another.
+The command line turns "the user's input is wrong" into a single line on standard error and exit
+code 2, "the run stopped itself" into one and exit code 1. Everything else is a fault of ours or of
+the machine and keeps its traceback. No hierarchy of wrong input: a caller never needs to tell one
+from another.
 """
 
 import re
@@ -10,6 +11,10 @@ import re
 
 class InputError(Exception):
     """The user's input is wrong; the message names the file, line and field where there are any."""
+
+
+class StoppedError(RuntimeError):
+    """A run found that it must not or cannot go on; the message says why, in one line."""
 
 
 def one_line(text: str, max_chars: int | None = None) -> str:

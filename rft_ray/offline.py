@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rft_ray.config import RunConfig
 from rft_ray.console import progress, say
+from rft_ray.errors import StoppedError
 from rft_ray.fine_tuning import fine_tune, retrain_policies, train_controls, train_target
 from rft_ray.run_dir import read_metrics
 from rft_ray.sampling import SamplingPlan, sampling_params
@@ -35,8 +36,19 @@ if TYPE_CHECKING:
     from rft_ray.scoring import Scorer
 
 
-class NothingAcceptedError(RuntimeError):
+class NothingAcceptedError(StoppedError):
     """No rollout was right, so there is nothing to train the target on but the seed set."""
+
+    @classmethod
+    def of(cls, tally: Tally, number: int) -> "NothingAcceptedError":
+        """What was sampled in a round, and the verdicts."""
+        verdicts = tally.verdicts(POOLED)
+        counts = [f"{count} {verdict}" for verdict, count in verdicts.items() if count]
+        return cls(
+            f"round {number}, {tally.num_problems} problems: no rollout was accepted: "
+            f"{', '.join(counts) or 'there are none'}; what to do is in "
+            "cluster/TROUBLESHOOTING.md, 'Nothing was accepted'"
+        )
 
 
 def run_offline(config: RunConfig) -> None:
@@ -138,7 +150,7 @@ def sample_verify_select(
         if name != ALL_ROUNDS and tally.too_long(name):
             say(f"{name}: {tally.too_long(name)} problems are too long for the model's context")
     if not tally.selected:
-        raise NothingAcceptedError(f"no rollout was accepted: {tally.verdicts(POOLED)}")
+        raise NothingAcceptedError.of(tally, number)
     note_new_paths(study, number)
     # The name says that every group is graded, so it is given last.
     os.replace(partial, round_dir.selected)

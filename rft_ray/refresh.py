@@ -121,7 +121,8 @@ class Refresher:
             try:
                 outcome = act(self._link)
             except ParityError as error:
-                outcome = ParityError(str(error))
+                # Ray's own has the traceback of the replica in front of the message.
+                outcome = ParityError(str(getattr(error, "cause", error)))
             except Exception as error:
                 outcome = RefreshError(f"{type(error).__name__}: {error}")
             if isinstance(outcome, Exception):

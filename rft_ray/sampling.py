@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rft_ray.config import SamplingConfig
+from rft_ray.errors import StoppedError, first_words
 from rft_ray.prompts import Prompt
 from rft_ray.ray_metrics import Meter
 from rft_ray.types import Group, Problem, Rollout
@@ -29,14 +30,14 @@ LIVE = "live"
 """In place of a folder: the weights that a running trainer sends."""
 
 
-class SamplerUnavailableError(RuntimeError):
+class SamplerUnavailableError(StoppedError):
     """The replica cannot answer now; another one, or this one a little later, may.
 
     Its engine is dead, or it has not been sent the live weights that were asked for.
     """
 
 
-class ParityError(RuntimeError):
+class ParityError(StoppedError):
     """A sampler's log-probabilities differ from the trainer's after a weight refresh."""
 
 
@@ -241,10 +242,14 @@ class GroupSampler:
                 return await self.handles[policy.name].sample.remote(
                     prompt_ids, policy.weights, policy.sampling, seed
                 )
-            except (RayActorError, SamplerUnavailableError):
+            except (RayActorError, SamplerUnavailableError) as error:
                 pause = next(pauses, None)
                 if pause is None:
-                    raise
+                    why = first_words(str(getattr(error, "cause", error)), 200)
+                    raise SamplerUnavailableError(
+                        f"the sampler of {policy.name} has not answered in "
+                        f"{sum(RETRY_SECONDS)} s: {why}"
+                    ) from error
                 await asyncio.sleep(pause)
 
 

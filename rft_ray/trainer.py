@@ -22,7 +22,7 @@ from rft_ray.checkpoint_storage import open_storage, remove_storage, storage_pat
 from rft_ray.config import RecipeConfig, TrainerConfig, cluster_address
 from rft_ray.cores import keep_to_cores
 from rft_ray.deepspeed_settings import check_paths, offloads_to_disk
-from rft_ray.errors import InputError
+from rft_ray.errors import InputError, StoppedError
 from rft_ray.loss_watch import LossWatch, save_stopped_step
 from rft_ray.packing import (
     ExampleColumns,
@@ -113,7 +113,7 @@ def fit(
 ) -> list[str]:
     """Run a loop on all ranks until `job.output_dir` exists; the exports in step order, it last.
 
-    Raises FloatingPointError where the loop says why it stopped.
+    Raises StoppedError where the loop says why it stopped.
     """
     output_dir = os.path.abspath(job.output_dir)
     storage = storage_path(output_dir, trainer)
@@ -123,7 +123,7 @@ def fit(
             raise InputError(fault)
         failure = _run_ranks(loop, job, trainer, storage)
         if failure:
-            raise FloatingPointError(f"training {job.name} stopped: {failure}")
+            raise StoppedError(f"training {job.name} stopped: {failure}")
     # The export is complete: the checkpoints have nothing left to protect.
     remove_storage(storage)
     return [*map(str, extra_exports(output_dir)), output_dir]

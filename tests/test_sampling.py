@@ -1,5 +1,6 @@
 """Requests and their seeds, without engines. Run: pytest tests/test_sampling.py"""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rft_ray import sampling
 from rft_ray.config import SamplingConfig
 from rft_ray.prompts import Prompt
 from rft_ray.sampling import (
     LIVE,
+    GroupSampler,
+    Policy,
     SampledTokens,
+    SamplerUnavailableError,
     Weights,
     cut_at_stop,
     load_tokenizer,
@@ -112,6 +117,31 @@ def test_live_weights_satisfy_requests_for_them_and_for_earlier_ones() -> None:
     assert not Weights(LIVE, 5).satisfied_by(held)
     assert not Weights(LIVE, 0).satisfied_by(None)
     assert not Weights(LIVE, 0).satisfied_by(Weights("folder", 0))
+
+
+class DeadSampler:
+    """Answers no request."""
+
+    def __init__(self) -> None:
+        self.sample, self.asked = self, 0
+
+    async def remote(self, *asked: object) -> SampledTokens:
+        self.asked += 1
+        raise SamplerUnavailableError("the engine\nis dead")
+
+
+def test_a_sampler_that_stays_away_is_named_with_what_it_said_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "RETRY_SECONDS", (0, 0))
+    weights, prompt = Weights("folder", 0), Prompt("{prompt}")
+    policy = Policy("tied", "app", "folder", weights, prompt, {"n": 1}, 64, 1)
+    sampler, dead = object.__new__(GroupSampler), DeadSampler()
+    sampler.handles = {"tied": dead}
+    said = r"of tied has .* in 0 s: the engine is dead$"
+    with pytest.raises(SamplerUnavailableError, match=said):
+        asyncio.run(sampler._ask(policy, [1], 0))
+    assert dead.asked == 3
 
 
 def test_a_folders_weights_satisfy_requests_for_exactly_them() -> None:

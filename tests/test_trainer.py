@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rft_ray.errors import InputError
+from rft_ray.errors import InputError, StoppedError
 from rft_ray.packing import ExampleColumns, plan_steps
 from rft_ray.prompts import read_examples, write_examples
 from rft_ray.trainer import TrainingJob, run_training
@@ -83,7 +83,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, ray_session: None
     model.lm_head.weight.data.fill_(torch.nan)
     model.save_pretrained(folder / "broken")
     job = make_job(folder, "diverged", "broken")
-    with pytest.raises(FloatingPointError, match=r"diverged stopped: loss nan.* at step 1"):
+    with pytest.raises(StoppedError, match=r"diverged stopped: loss nan.* at step 1"):
         run_training(job, make_trainer())
     assert not Path(job.output_dir).exists()
     ids = plan_steps(
