@@ -119,9 +119,9 @@ def _explain(error: ValidationError, path: Path, tree: yaml.Node, overrides: lis
     # error to show is the one at a place that the user wrote.
     first = min(
         error.errors(),
-        key=lambda e: (find_override(e) is None, _line_of(tree, list(e["loc"]))[1] > 0),
+        key=lambda e: (find_override(e) is None, _line_of(tree, _location(e))[1] > 0),
     )
-    location, key = list(first["loc"]), _dotted(first)
+    location, key = _location(first), _dotted(first)
     override = find_override(first)
     where = f"override {override}" if override is not None else None
     line, _ = _line_of(tree, location)
@@ -136,8 +136,13 @@ def _explain(error: ValidationError, path: Path, tree: yaml.Node, overrides: lis
     return f"{where}: {key + ': ' if key else ''}{message}{got}"
 
 
+def _location(error: Any) -> list[int | str]:
+    """The key path; where a key is wrong itself, pydantic says so in a part of its own."""
+    return [part for part in error["loc"] if part != "[key]"]
+
+
 def _dotted(error: Any) -> str:
-    return ".".join(str(part) for part in error["loc"])
+    return ".".join(map(str, _location(error)))
 
 
 def _line_of(tree: yaml.Node, location: list[int | str]) -> tuple[int | None, int]:

@@ -1,15 +1,16 @@
 """The sections of a config, in the order of the data flow; `config.py` composes them.
 
 Each section is frozen, refuses unknown keys and documents every field. Engine settings that belong
-to vLLM or DeepSpeed go through one dict named after their owner, unchecked and unrenamed, so that
-their own documentation stays valid. Checks here look at one section only.
+to vLLM or DeepSpeed go through one dict named after their owner, unrenamed, so that their own
+documentation stays valid; of vLLM's, the names are checked. Checks here look at one section only.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rft_ray.config_section import Cores, Count, Labels, Name, Section
+from rft_ray.engine_arguments import check_engine_argument
 from rft_ray.training_config import RecipeConfig, StartFrom
 
 Rule = Literal["paper", "none", "text", "equation_set", "equations", "random", "shortest",
@@ -145,7 +146,7 @@ class SamplerConfig(Section):
     max_rollouts_in_flight: Count = 512
     """Rollouts asked of a replica at a time: the back-pressure of the stream. Twice vLLM's
     max_num_seqs keeps the engine full."""
-    vllm: dict[str, Any] = Field(default={})
+    vllm: dict[Annotated[str, AfterValidator(check_engine_argument)], Any] = Field(default={})
     """Engine arguments handed to vLLM as they are (dtype, max_model_len, ...)."""
     env: dict[str, str] = Field(default={})
     """Environment variables of the engine process (VLLM_..., OMP_...)."""

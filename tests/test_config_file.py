@@ -1,6 +1,9 @@
 """A config is refused with one line naming where and what, or loads and dumps without change."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import yaml
 
 from rft_ray.config import RunConfig
 from rft_ray.config_file import dump_config, load_config
+from rft_ray.engine_arguments import engine_arguments
 from rft_ray.errors import InputError
 
 BASE = """\
@@ -291,8 +295,8 @@ def test_the_resolved_dump_loads_back_to_an_equal_config(path: Path) -> None:
 
 
 def test_exponents_without_a_point_are_numbers_in_passed_through_settings(path: Path) -> None:
-    config = load(path, BASE + "sampler: {vllm: {a: 1e-8, b: 1E3, c: 2.5e4, d: 1e, e: '1e3'}}\n")
-    assert config.sampler.vllm == {"a": 1e-8, "b": 1000.0, "c": 25000.0, "d": "1e", "e": "1e3"}
+    config = load(path, BASE + "trackers: {wandb: {a: 1e-8, b: 1E3, c: 2.5e4, d: 1e, e: '1e3'}}\n")
+    assert config.trackers.wandb == {"a": 1e-8, "b": 1000.0, "c": 25000.0, "d": "1e", "e": "1e3"}
 
 
 def test_every_shipped_config_loads() -> None:
@@ -300,3 +304,34 @@ def test_every_shipped_config_loads() -> None:
     for file in sorted(root.glob("*.yaml")):
         if "problems" in (yaml.safe_load(file.read_text()) or {}):
             load_config(file)
+
+
+def test_an_engine_argument_that_vllm_lacks_is_refused_where_it_stands(path: Path) -> None:
+    told = "vLLM has no such engine argument; did you mean 'max_model_len'?"
+    text = BASE + "sampler:\n  vllm:\n    dtype: float32\n    max_modl_len: 64\n"
+    line = len(text.splitlines())
+    assert refuse(path, text) == f"c.yaml:{line}: sampler.vllm.max_modl_len: {told}"
+    name = "  - name: large\n"
+    text = BASE.replace(name, f"{name}    sampler: {{vllm: {{max_modl_len: 9}}}}\n")
+    own = "policies.1.sampler.vllm.max_modl_len"
+    line = text[: text.index("sampler: ")].count("\n") + 1
+    assert refuse(path, text) == f"c.yaml:{line}: {own}: {told}"
+    override = "sampler.vllm.max_modl_len"
+    assert refuse(path, BASE, f"{override}=9") == f"override {override}: {override}: {told}"
+
+
+def test_every_engine_argument_of_the_installed_vllm_is_known_without_importing_it() -> None:
+    names = engine_arguments()
+    assert {"max_model_len", "dtype", "enforce_eager", "enable_log_requests"} <= names
+    script = (
+        "import sys; from rft_ray.engine_arguments import engine_arguments as names; names()\n"
+        "assert 'vllm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.engine
+def test_the_names_are_those_that_vllm_has() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    assert engine_arguments() == {field.name for field in dataclasses.fields(AsyncEngineArgs)}
