@@ -13,7 +13,7 @@ from rft_ray import __version__
 from rft_ray.config import RecipeConfig, RunConfig
 from rft_ray.dataset_card import code_span, markdown_table, model_name
 from rft_ray.run_dir import RunDir, write_atomically
-from rft_ray.scores import read_rows
+from rft_ray.score_rows import read_rows
 
 FRONT_MATTER = """\
 ---

@@ -32,6 +32,7 @@ from rft_ray.score_rows import (
     Score,
     baseline_score,
     main_score,
+    read_rows,
     read_scores,
     stage_label,
 )
@@ -124,8 +125,8 @@ def _read_run(path: Path) -> Run:
         rows=[
             {**row, "round": number}
             for number, folder in rounds.items()
-            for row in _read_json(folder / "evaluation.json", [])
-            if isinstance(row, dict)
+            if (folder / "evaluation.json").exists()
+            for row in read_rows(folder / "evaluation.json")
         ],
         rollouts=read_rollouts(rounds[selected[-1]] / "selected", selected[-1])
         if selected

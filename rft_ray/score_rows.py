@@ -1,18 +1,28 @@
 """What the rows of `evaluation.json` mean: stages in words and colours, and rows in order.
 
-Values and intervals stay in the row they came from: nothing is computed here.
+Values and intervals stay in the row they came from: nothing is computed here. `scores.py` writes
+the file.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+from rft_ray.errors import InputError
 from rft_ray.page import Line, number, round_of
+from rft_ray.record_checks import describe, parse_json
 
 TARGET = "target"
 HELDOUT = ""
 GREEDY, BEST = "pass@1", "pass@1_best_validation"
 MAX_LABEL = 44
+FIELDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "stage", "metric"), (str,)),
+    **dict.fromkeys(("value", "low", "high"), (int, float)),
+    **dict.fromkeys(("n", "step"), (int,)),
+}
+AGAIN = "remove the file, and `rft-ray evaluate` makes it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,29 @@ class Score:
     def interval(self) -> tuple[float, float, float]:
         """The value and the ends of its interval, NaN where the row lacks them."""
         return number(self.line, "value"), number(self.line, "low"), number(self.line, "high")
+
+
+def read_rows(path: Path) -> list[Line]:
+    """The rows of an `evaluation.json`; InputError, with the row and field, for anything else."""
+    try:
+        rows = parse_json(path.read_bytes())
+        if not isinstance(rows, list):
+            raise InputError(f"expected a list, found {describe(rows)}")
+        for position, row in enumerate(rows):
+            _check_row(f"[{position}]", row)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {AGAIN}") from None
+    return rows
+
+
+def _check_row(place: str, row: object) -> None:
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: expected an object, found {describe(row)}")
+    for name, types in FIELDS.items():
+        value = row.get(name)
+        if type(value) not in types:
+            expected = "a string" if types == (str,) else "a number"
+            raise InputError(f"{place}.{name}: expected {expected}, found {describe(value)}")
 
 
 def read_scores(rows: Iterable[Line]) -> list[Score]:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from scipy.stats import binomtest, norm
 
@@ -57,7 +56,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One row of `evaluation.json`."""
+    """One row of `evaluation.json`, which `score_rows.read_rows` reads."""
 
     model: str
     stage: str
@@ -155,8 +154,3 @@ def write_rows(path: Path, rows: list[EvaluationRow]) -> None:
     """The result table of a round, in the order it is printed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of an `evaluation.json`."""
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ from rft_ray.prompts import Prompt
 from rft_ray.run_dir import write_atomically
 from rft_ray.sampling import LIVE, Policy, SamplingPlan, Weights
 from rft_ray.saturation import is_saturated
+from rft_ray.score_rows import read_rows
 from rft_ray.scores import (
     GREEDY,
     EvaluationRow,
@@ -28,7 +29,6 @@ from rft_ray.scores import (
     greedy_metrics,
     make_row,
     paired_difference,
-    read_rows,
     sampled_metrics,
     write_rows,
 )

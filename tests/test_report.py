@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rft_ray.cli import main
 from rft_ray.errors import InputError
 from rft_ray.report import write_report
 from rft_ray.rollout_summary import RolloutSummary, read_rollouts
@@ -184,9 +185,10 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     log(folder, {"kind": "phase", "phase": HOSTILE, "model": HOSTILE, "seconds": 1.0})
     log(folder, {"kind": "refresh", "sampler": HOSTILE, "seconds": "soon"})
     log(folder, {"kind": "select", "policy": HOSTILE, "problems": 1, "rollouts": 2})
-    row = {"model": HOSTILE, "stage": HOSTILE, "value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    row = {"model": HOSTILE, "stage": HOSTILE, "value": 0.5, "low": 0.4, "high": 0.6, "n": 9,
+           "step": 1}  # fmt: skip
     rows = [{**row, "metric": metric} for metric in ("pass@1", HOSTILE, HOSTILE + "/pass@1")]
-    (folder / "round-000" / "evaluation.json").write_text(json.dumps([*rows, HOSTILE]))
+    (folder / "round-000" / "evaluation.json").write_text(json.dumps(rows))
     log(folder, *({"kind": "evaluation", "problem_set": HOSTILE, **row} for row in rows))
     log(folder, {"kind": "gain", **rows[1], "round": HOSTILE})
     page = page_of(folder)
@@ -215,7 +217,6 @@ def test_lines_without_their_numbers_are_shown_as_dashes(tmp_path: Path) -> None
     log(tmp_path / "run", *({"kind": kind} for kind in kinds))
     log(tmp_path / "run", {"kind": "train_step", "job": "a", "step": 1, "loss": float("nan")})
     (tmp_path / "run" / "round-000" / "selected").mkdir(parents=True)
-    (tmp_path / "run" / "round-000" / "evaluation.json").write_text('[{"model": "target"}]')
     assert "nan" not in page_of(tmp_path / "run").text
 
 
@@ -248,10 +249,32 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"part-0\.parquet"):
         write_report(str(folder))
-    torn.unlink()
-    (folder / "round-000" / "evaluation.json").write_text("[{")
-    with pytest.raises(InputError, match=r"evaluation\.json"):
-        write_report(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[1]", "[0]: expected an object, found the number 1"),
+        ("{}", "expected a list, found an object"),
+        ('[{"model": "target"}]', "[0].stage: expected a string, found nothing"),
+        ("[{", "not valid JSON: "),
+        ("", "not valid JSON: "),
+    ],
+)
+def test_damaged_scores_are_one_line_that_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, what: str
+) -> None:
+    folder = make_run(tmp_path / "run", rounds=2)
+    scores = folder / "round-001" / "evaluation.json"
+    whole = scores.read_text()
+    scores.write_text(text)
+    assert main(["report", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rft-ray: error: {scores}: {what}") and line.endswith("makes it again")
+    assert main(["inspect", str(folder)]) == 0  # rollouts are looked at all the same
+    scores.write_text(whole[:-40])
+    assert main(["report", str(folder)]) == 2
+    assert f"{scores}: not valid JSON" in capsys.readouterr().err
 
 
 def test_the_report_is_the_same_whatever_the_order_of_the_groups() -> None:

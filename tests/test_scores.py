@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rft_ray.score_rows import read_rows
 from rft_ray.scores import (
     Score,
     greedy_metrics,
@@ -17,7 +18,6 @@ from rft_ray.scores import (
     make_row,
     paired_difference,
     pass_at_k,
-    read_rows,
     sampled_metrics,
     write_rows,
 )
