@@ -21,11 +21,13 @@ LARGEST = sys.float_info.max
 def parse_json(line: bytes) -> Any:
     """The value of a line or file of JSON in UTF-8; InputError for all else, NaN included."""
     try:
-        return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        # Without its end: where a line is cut, json would name the column after that.
+        text = line.decode("utf-8").rstrip(" \t\r\n")
+        return json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         raise InputError("not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        line_number = f"line {error.lineno}, " if b"\n" in line.strip() else ""
+        line_number = f"line {error.lineno}, " if "\n" in error.doc else ""
         place = f"{line_number}column {error.colno}"
         raise InputError(f"not valid JSON: {error.msg} ({place})") from None
     except RecursionError:

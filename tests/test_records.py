@@ -1,6 +1,7 @@
 """What is written is what is read, in both formats; what is wrong is named: file, line, field."""
 
 import json
+import re
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,6 +201,19 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes, message:
     with pytest.raises(InputError) as caught:
         list(read_groups(path))
     assert str(caught.value).startswith(f"{path}:2: {message}") or message in str(caught.value)
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_a_line_that_is_cut_is_said_to_be_wrong_where_it_is_cut(tmp_path: Path, end: bytes) -> None:
+    line, path = json.dumps(MINIMAL).encode(), tmp_path / "g.jsonl"
+    for length in range(2, len(line)):
+        if not line[:length].endswith(b" "):
+            path.write_bytes(line[:length] + end)
+            with pytest.raises(InputError) as caught:
+                list(read_groups(path))
+            (column,) = re.findall(r"\(column ([0-9]+)\)$", str(caught.value))
+            begun = "starting at" in str(caught.value)  # a string: its beginning is named
+            assert int(column) <= length if begun else int(column) in (length, length + 1)
 
 
 def test_logprobs_must_match_token_ids(tmp_path: Path) -> None:
