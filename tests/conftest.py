@@ -1,11 +1,13 @@
-"""Fixtures shared by all tests: one real Ray session, and in it one pair of real samplers.
+"""Fixtures shared by tests: a real Ray session, in it a pair of real samplers; a small disk.
 
 The samplers serve the two tiny Llama models that ship with the quickstart, one with tied and one
 with untied embeddings; engines start once for all tests that use them.
 """
 
 import json
+import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +23,18 @@ settings.load_profile("any time")
 
 # A shell starts what it puts into the background with interrupts ignored; the tests send some.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, of the size that is the parameter; skipped where none can be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a disk")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from rft_ray.adapters import (
     adapted_layers,
@@ -16,16 +16,9 @@ from rft_ray.adapters import (
 )
 from rft_ray.quantisation import quantised_loading, whole_form, whole_weight
 from rft_ray.training_config import LoraConfig
+from tests.tiny_models import tiny_llama
 
-CONFIG = LlamaConfig(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    attention_bias=True,
-    tie_word_embeddings=False,
-)
+CONFIG = tiny_llama(attention_bias=True, tie_word_embeddings=False)
 LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
 

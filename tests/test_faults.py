@@ -8,7 +8,6 @@ Recovery times are printed (`pytest -m faults -s`). Tried elsewhere: a driver th
 Run: pytest tests/test_faults.py
 """
 
-import os
 import shutil
 import subprocess
 import time
@@ -228,18 +227,7 @@ def test_one_run_survives_the_death_of_each_of_its_parts(
     assert (run.folder / name).read_text() == (calm / name).read_text()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own; where none can be mounted the test is skipped."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(place)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a disk")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["300m"], indirect=True)
 def test_a_full_disk_is_one_line_and_a_lost_head_costs_nothing_that_was_sampled(
     nodes: TwoNodes, calm: Path, small_disk: Path
 ) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,7 @@ from rft_ray.full_disk import is_disk_full, naming_full_disk
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own with 64 KiB; where none can be mounted the test is skipped."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a disk")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["64k"], indirect=True)
 @pytest.mark.parametrize("name", ["graded.parquet", "graded.jsonl"])
 def test_a_full_disk_is_one_line_and_leaves_no_half_a_file(small_disk: Path, name: str) -> None:
     groups = small_disk.parent / "groups.jsonl"
@@ -58,6 +46,7 @@ def test_it_is_found_behind_other_exceptions_and_nowhere_else() -> None:
     assert not is_disk_full(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
+@pytest.mark.parametrize("small_disk", ["64k"], indirect=True)
 def test_what_fails_beside_a_full_disk_is_told_so(small_disk: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as raised, naming_full_disk(tmp_path):
         raise RuntimeError("a rank died")

@@ -12,6 +12,7 @@ from rft_ray.loss_head import packed_loss
 from rft_ray.packing import ExampleColumns, pack_batch
 from rft_ray.training_config import LoraConfig
 from rft_ray.types import Example
+from tests.tiny_models import tiny_llama
 
 COLUMNS = ExampleColumns.of([Example(list(range(n, 2 * n)), [0] + [1] * (n - 1)) for n in (5, 9)])
 
@@ -21,14 +22,7 @@ def make_model(family: str) -> PreTrainedModel:
     if family == "dropout":
         # GPT-2 is trained with dropout everywhere; here it is not.
         return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(tiny_llama()).eval()
 
 
 def loss_and_gradients(model: PreTrainedModel, rows: list[list[int]]) -> list[torch.Tensor]:

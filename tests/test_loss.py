@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
-    LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
@@ -24,23 +23,15 @@ from rft_ray.loss_head import clipped_loss, packed_loss
 from rft_ray.packing import ExampleColumns, pack_batch, plan_step, plan_steps
 from rft_ray.trainer import planned_batches, step_batch
 from rft_ray.types import Example
+from tests.tiny_models import TINY, tiny_llama
 
-SHAPE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
-}
 KINDS = ("token_mean", "sequence_mean")
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE)).double().eval()
+    return LlamaForCausalLM(tiny_llama(initializer_range=0.3)).double().eval()
 
 
 def make_examples(count: int, seed: int, longest: int = 20) -> list[Example]:
@@ -97,7 +88,7 @@ def test_loss_and_gradient_do_not_depend_on_the_split(model, kind, ranks, row_to
 @pytest.mark.parametrize("family", ["llama", "sliding window"])
 def test_a_sample_does_not_see_its_neighbours(model, family) -> None:
     if family == "sliding window":
-        config = MistralConfig(**SHAPE, sliding_window=4)
+        config = MistralConfig(**TINY, initializer_range=0.3, sliding_window=4)
         model = MistralForCausalLM(config).double().eval()
     examples = make_examples(3, seed=2)
     changed = Example([(i + 7) % 64 for i in examples[1].input_ids], examples[1].loss_mask)
@@ -245,7 +236,7 @@ def test_at_ratio_one_the_gradient_is_the_plain_losss(base) -> None:
 
 def test_without_log_probabilities_the_loss_is_bit_for_bit_the_plain_one() -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+    model = LlamaForCausalLM(tiny_llama(initializer_range=0.3)).eval()
     columns = ExampleColumns.of(make_examples(5, seed=6))
     packed = pack_batch([[0, 1, 2], [3, 4]], columns, dict.fromkeys(range(5), 0.1))
     assert packed.logprobs is None
@@ -316,7 +307,7 @@ def test_prompt_and_padding_never_count_and_eos_does(model) -> None:
 def test_any_packing_has_the_loss_of_its_parts(seed, count, ranks, rows) -> None:
     """Row lengths, ranks and micro-batches at random; sources of every weight."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).double().eval()
+    model = LlamaForCausalLM(tiny_llama(initializer_range=0.3)).double().eval()
     examples, rng = make_examples(count, seed), random.Random(seed)
     kind, row_tokens = rng.choice(KINDS), rng.randint(20, 90)
     loss = packed_sums(model, examples, kind, ranks, row_tokens, rows).loss

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from rft_ray.config import TrainerConfig
 from rft_ray.loss import Targets
 from rft_ray.loss_head import packed_loss
 from rft_ray.packing import ExampleColumns, PackedBatch, pack_batch, plan_step
 from rft_ray.types import Example
+from tests.tiny_models import tiny_llama
 
 ROW_TOKENS = 64
 
@@ -65,16 +66,7 @@ def compute_share(rank: int, ranks: int, folder: str) -> None:
 def test_pieces_add_up_to_whole_rows(tmp_path: Path) -> None:
     """Two ranks' losses and gradients, summed, are those of packed rows on one, in float64."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-    )
-    LlamaForCausalLM(config).double().save_pretrained(tmp_path / "model")
+    LlamaForCausalLM(tiny_llama(initializer_range=0.3)).double().save_pretrained(tmp_path / "model")
     torch.multiprocessing.spawn(compute_share, (2, str(tmp_path)), nprocs=2)
     shares = [torch.load(tmp_path / f"share-{rank}.pt") for rank in (0, 1)]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64).eval()

@@ -1,20 +1,13 @@
 """Which parameters decay. Run: pytest tests/test_weight_decay.py"""
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from rft_ray.config import RecipeConfig
 from rft_ray.weight_decay import parameter_groups
+from tests.tiny_models import tiny_llama
 
-LLAMA = LlamaConfig(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=1,
-    num_attention_heads=4,
-    attention_bias=True,
-    tie_word_embeddings=False,
-)
+LLAMA = tiny_llama(num_hidden_layers=1, attention_bias=True, tie_word_embeddings=False)
 
 
 def spared_names(model, no_decay: list[str]) -> set[str]:

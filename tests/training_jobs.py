@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from rft_ray.config import RecipeConfig, TrainerConfig
 from rft_ray.packing import ExampleColumns, plan_steps
@@ -16,6 +16,7 @@ from rft_ray.run_dir import read_metrics
 from rft_ray.schedule import learning_rate
 from rft_ray.trainer import TrainingJob
 from rft_ray.types import Example
+from tests.tiny_models import tiny_llama
 
 PEAK = 1e-3
 ROW_TOKENS = 64
@@ -28,15 +29,7 @@ def write_inputs(folder: Path) -> None:
     """Two tiny models, with tied and untied embeddings, and 16 random examples."""
     for name in ("tied", "untied"):
         torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=name == "tied",
-        )
+        config = tiny_llama(tie_word_embeddings=name == "tied")
         LlamaForCausalLM(config).save_pretrained(folder / name)
         (folder / name / "tokenizer.json").write_text('{"a": 1}')
     rng = random.Random(0)
