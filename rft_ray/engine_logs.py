@@ -22,7 +22,7 @@ def naming_engine_logs(folder: Path) -> Iterator[None]:
     started = time.time()
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever it is: it gets a note and goes on
         files = complaints(folder, started)
         named = [f"engine log: {path}" for path in files[:FILES_NAMED]]
         for line in named or [f"engine logs: {folder} on the node where the engine was started"]:

@@ -148,7 +148,7 @@ def naming_logs() -> Iterator[None]:
     folder = log_folder()
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever it is: it gets a note and goes on
         error.add_note(f"logs of Ray, the engines and the trainer, on each node: {folder}")
         raise
 

@@ -124,6 +124,7 @@ class Refresher:
                 # Ray's own has the traceback of the replica in front of the message.
                 outcome = ParityError(str(getattr(error, "cause", error)))
             except Exception as error:
+                # Whatever it is, a bug too: the other ranks wait to hear how it went.
                 outcome = RefreshError(f"{type(error).__name__}: {error}")
             if isinstance(outcome, Exception):
                 self._link.abandon()
@@ -189,7 +190,7 @@ class SamplerLink:
                 before, self._on_its_way = self._on_its_way, self._group.post(flat)
                 if before is not None:
                     before.wait()
-        except Exception as error:
+        except Exception as error:  # whatever it is: `finish` raises it
             self._failure = error
 
     def finish(self, version: int, probe: dict[str, list] | None) -> list[RefreshReport]:
@@ -197,7 +198,7 @@ class SamplerLink:
         if self._failure is None and self._on_its_way is not None:
             try:
                 self._on_its_way.wait()
-            except Exception as error:
+            except RuntimeError as error:  # all that torch.distributed has are
                 self._failure = error
         if self._failure is not None:
             self.close()
@@ -215,7 +216,8 @@ class SamplerLink:
         try:
             _in_background(lambda: self._broadcast("abandon_refresh", args)).result(limit)
         except Exception:
-            # Those that cannot be reached give up by themselves when no call comes.
+            # Those that cannot be reached give up by themselves when no call comes. Whatever else
+            # it is, why the refresh failed matters more, and the other ranks wait to hear it.
             return
 
     def close(self) -> None:
@@ -312,7 +314,7 @@ def _in_background(call: Callable[[], list[Any]]) -> "Future[list[Any]]":
     def run() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:
+        except BaseException as error:  # whatever it is: whoever asks for the result raises it
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
