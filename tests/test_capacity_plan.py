@@ -8,8 +8,11 @@ import pytest
 from rft_ray.capacity_plan import capacity_lines, fastest_trainer, plan_capacity, spread_samplers
 from rft_ray.cli import main
 from rft_ray.config_file import load_config
+from rft_ray.model_shapes import model_shape
 from rft_ray.parts import list_samplers
 from rft_ray.phase_plan import plan_phases, wall_seconds
+from rft_ray.plan import check_placement
+from rft_ray.workload import workload_of
 
 ROOT = Path(__file__).parents[1]
 LARGE = "configs/llama2_70b_u13b_gsm8k.yaml"
@@ -24,6 +27,29 @@ def test_the_page_is_what_the_plan_says() -> None:
     assert {1, 8, 64, 512} <= set(gpus)
     lines = capacity_lines(load_config(ROOT / LARGE, []), gpus)
     assert "\n".join(lines) in PAGE
+
+
+def test_what_the_page_says_of_its_numbers_is_so() -> None:
+    config, words = load_config(ROOT / LARGE, []), " ".join(PAGE.split())
+    wide = ["target.sampler.tensor_parallel_size=2", "target.sampler.gpus_per_replica=2"]
+    (problem,) = check_placement(load_config(ROOT / LARGE, wide))
+    needed, usable = re.findall(r"([0-9.]+) GB a GPU needed .* ([0-9.]+) can be used", problem)[0]
+    assert f"over two it would need {float(needed):.0f} GB of each" in words
+    assert f"of which {float(usable):.0f} can be used" in words
+    shape = model_shape(config.target.model)
+    assert shape is not None
+    state = round(12 * shape.parameters / 1e9, -1)
+    assert f"state of 70 billion parameters, {state:.0f} GB" in words
+    assert f"gathering {2 * shape.parameters / 1e9:.0f} GB of weights" in words
+    one, two, four, most = (plan_capacity(config, gpus).hours for gpus in (8, 16, 32, 512))
+    assert round(one / two) == 12 and "twelve times earlier" in words
+    assert round(one * 8 / (two * 16)) == 6 and "for a sixth of the cost" in words
+    assert most > 0.9 * four > 0.5 * two and "More GPUs than that are paid for and wait" in words
+    load, batch = workload_of(config), config.target.rft.batch_size
+    tokens = round(batch * (load.question + load.response), -3) / 1000
+    assert f"learns from {batch} examples, {tokens:.0f} thousand tokens" in words
+    examples = load.train_problems * (1 + load.selected)
+    assert examples == pytest.approx(104_000, rel=0.01) and "104 thousand examples" in words
 
 
 def test_more_gpus_never_take_longer() -> None:

@@ -1,5 +1,6 @@
 """A config is checked against the machines it names; what does not fit is one line of numbers."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from rft_ray.model_shapes import ModelSize
 from rft_ray.parts import adapters_of, largest_model, list_parts
 from rft_ray.plan import check_placement
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
 SMALL, LARGE = CONFIGS / "llama2_7b_gsm8k.yaml", CONFIGS / "llama2_70b_u13b_gsm8k.yaml"
 
 
@@ -45,6 +47,22 @@ def test_the_papers_runs_fit_on_the_machines_they_name(
     assert "69B parameters as published" in out or path == SMALL
     assert out.splitlines()[-1].startswith("fits on")
     assert err == ""
+
+
+def test_the_readme_shows_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```\n\$ rft-ray (plan .+)\n((?:.+\n)+)```$", text, re.MULTILINE)
+    assert len(shown) == 2
+    for command, lines in shown:
+        code = main(command.split())
+        out, err = capsys.readouterr()
+        if code:
+            assert lines.replace("\n", " ").strip() == err.strip()
+        else:
+            assert set(lines.splitlines()) - {"..."} <= set(out.splitlines())
 
 
 def test_half_the_machines_are_refused_with_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,10 @@ def test_the_papers_gpu_hours_come_out_of_the_default_rates(model: str) -> None:
     planned = max(messages, arithmetic) + optimiser
     for hours, steps in ((sft, SFT_STEPS), (u33b, U33B_STEPS)):
         ratio = planned / (hours * 3600 / gpus / steps)
-        assert (1.5 < ratio < 1.8) if model == "llama-65b" else (0.6 < ratio < 0.8)
+        # as cluster/CAPACITY.md says
+        least, most = (1.6, 1.7) if model == "llama-65b" else (0.63, 0.78)
+        digits = 1 if model == "llama-65b" else 2
+        assert least <= round(ratio, digits) <= most
 
 
 def test_a_step_of_one_rank_is_arithmetic() -> None:
