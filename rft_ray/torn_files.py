@@ -6,6 +6,7 @@ drawn again with the same seeds. A torn training state is passed over for the on
 whatever else is torn, who reads it says so. Left out: damage that leaves a file as long as it was.
 """
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -64,6 +65,17 @@ def newest_whole(latest: Path) -> Path | None:
     """
     states = sorted((own for own in latest.parent.glob("step-*") if own <= latest), reverse=True)
     return next((own for own in states if is_whole(own)), None)
+
+
+def unused_folder(folder: Path) -> Path:
+    """The folder for a new training state, or one that sorts behind it where a state is there.
+
+    Steps are done again after a torn state, which Ray Train still knows and deletes in its turn:
+    a new one must not stand in its place.
+    """
+    others = (folder.with_name(f"{folder.name}-{number:02d}") for number in itertools.count(1))
+    places = itertools.chain([folder], others)
+    return next(place for place in places if not (place / SIZES_FILE).exists())
 
 
 def say_torn_states(storage: Path) -> None:

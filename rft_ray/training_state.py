@@ -20,7 +20,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 from ray import train
 
-from rft_ray.torn_files import SIZES_FILE, newest_whole, note_sizes
+from rft_ray.torn_files import SIZES_FILE, newest_whole, note_sizes, unused_folder
 
 TAG = "state"
 
@@ -33,7 +33,13 @@ def report_checkpoint(engine: DeepSpeedEngine, step: int, uploads: bool) -> None
     """
     # Another number of ranks writes other files, and an upload does not clear what a folder holds.
     name = f"step-{step:06d}-of-{engine.world_size}-ranks"
-    folder = _local_folder(engine.global_rank) / name if uploads else _storage_folder() / name
+    if uploads:
+        folder = _local_folder(engine.global_rank) / name
+    else:
+        # What one rank finds there decides for all.
+        box = [unused_folder(_storage_folder() / name)]
+        torch.distributed.broadcast_object_list(box, src=0, device=engine.device)
+        folder = box[0]
     if uploads:
         train.get_all_reported_checkpoints(
             consistency_mode=train.CheckpointConsistencyMode.COMMITTED
@@ -54,7 +60,7 @@ def report_checkpoint(engine: DeepSpeedEngine, step: int, uploads: bool) -> None
     train.report(
         {"step": step},
         checkpoint=checkpoint,
-        checkpoint_dir_name=name,
+        checkpoint_dir_name=folder.name,
         checkpoint_upload_mode=mode.ASYNC if uploads else mode.NO_UPLOAD,
     )
 

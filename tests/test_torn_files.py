@@ -19,6 +19,7 @@ from rft_ray.torn_files import (
     say_torn_states,
     set_torn_aside,
     unreadable,
+    unused_folder,
 )
 from rft_ray.types import Group, Problem, Rollout
 
@@ -34,7 +35,7 @@ def write_files(folder: Path, count: int) -> list[Path]:
 
 def make_state(folder: Path) -> Path:
     """A training state of two files, as its writer leaves it."""
-    (folder / "state").mkdir(parents=True)
+    (folder / "state").mkdir(parents=True, exist_ok=True)
     for name in ("rank_0.pt", "rank_1.pt"):
         (folder / "state" / name).write_bytes(b"weights" * 20)
     note_sizes(folder)
@@ -93,3 +94,20 @@ def test_training_goes_on_from_the_newest_state_that_is_whole(
     # one that was killed while it was written has no sizes yet
     (first / "sizes.json").unlink()
     assert not is_whole(first) and newest_whole(third) is None
+
+
+def test_a_state_that_is_written_again_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    first, second = tmp_path / "job/step-000005-of-2-ranks", tmp_path / "job/step-000010-of-2-ranks"
+    assert unused_folder(first) == first
+    for folder in (first, second):
+        make_state(folder)
+    cut(second / "state/rank_1.pt", 139)
+    again = unused_folder(second)
+    assert again == second.with_name("step-000010-of-2-ranks-01")
+    # killed while it was written: nobody knows of it
+    (again / "state").mkdir(parents=True)
+    assert unused_folder(second) == again and newest_whole(second) == first
+    again = make_state(again)
+    assert newest_whole(again) == again
+    assert unused_folder(second) == second.with_name("step-000010-of-2-ranks-02")
+    assert second < again < unused_folder(second) < second.with_name("step-000015-of-2-ranks")
