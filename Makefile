@@ -58,7 +58,7 @@ fuzz: bench-env
 
 test: install
 	$(RUN)/pytest -n auto --dist worksteal -m "not engine"
-	$(RUN)/pytest -m "engine and not faults"
+	$(RUN)/pytest -n 2 --dist loadgroup -m "engine and not faults"
 
 # Live weights and whole online runs while replicas and drivers are killed.
 test-faults: install
