@@ -4,6 +4,8 @@ import multiprocessing
 import time
 from multiprocessing.connection import Connection
 
+import pytest
+
 from rft_ray.patient_waits import wait_patiently
 
 TURNS, WORK_SECONDS = 30, 0.05
@@ -24,6 +26,7 @@ def answer(pipe: Connection) -> None:
         answers.enqueue(2 * question)
 
 
+@pytest.mark.engine
 def test_turns_are_taken_without_burning_the_time_in_between() -> None:
     wait_patiently()
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue

@@ -25,19 +25,22 @@ print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def graded_groups(count: int, rollouts: int, chars: int = 40) -> Iterator[Group]:
-    """Problems with correct rollouts by two policies on seven paths."""
+def graded_groups(
+    count: int, rollouts: int, repeats: int = 1, correct: int | None = None
+) -> Iterator[Group]:
+    """Problems with rollouts by two policies on seven paths, all of them correct or the first."""
+    verdicts = ["correct"] * (rollouts if correct is None else correct) + ["wrong"] * rollouts
     for number in range(count):
         draw = random.Random(number)
         texts = (
-            f"{''.join(draw.choices('abc ', k=chars))}<<{draw.randrange(7)}+1=1>>"
+            f"{''.join(draw.choices('abc ', k=40)) * repeats}<<{draw.randrange(7)}+1=1>>"
             for _ in range(rollouts)
         )
         yield Group(
             Problem(f"p{number}", "?", "1"),
             [
-                Rollout("ab"[i % 2], text, sample=i // 2, verdict="correct")
-                for i, text in enumerate(texts)
+                Rollout("ab"[i % 2], text, sample=i // 2, verdict=verdict)
+                for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=False))
             ],
         )
 
@@ -72,7 +75,7 @@ def test_the_memory_of_the_command_does_not_grow_with_the_problems(tmp_path: Pat
     peaks = []
     for count in (20, 200):
         path, out = tmp_path / f"{count}.jsonl", tmp_path / f"{count}.out.jsonl"
-        write_groups(path, graded_groups(count, rollouts=60, chars=2_000))
+        write_groups(path, graded_groups(count, rollouts=60, repeats=50, correct=8))
         command = [sys.executable, "-c", MEASURED, str(path), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         code, peak = map(int, done.stdout.split()[-2:])
