@@ -57,7 +57,7 @@ fuzz: bench-env
 	PYTHONPATH=. .venv-bench/bin/python tests/fuzz_grading.py -max_total_time=60 -timeout=5
 
 test: install
-	$(RUN)/pytest -n auto --dist worksteal -m "not engine"
+	OMP_NUM_THREADS=1 $(RUN)/pytest -n auto --dist worksteal -m "not engine"
 	$(RUN)/pytest -n 2 --dist loadgroup -m "engine and not faults"
 
 # Live weights and whole online runs while replicas and drivers are killed.
@@ -65,7 +65,7 @@ test-faults: install
 	$(RUN)/pytest -m faults
 
 test-unit: install
-	$(RUN)/pytest -n auto --dist worksteal -m "not engine"
+	OMP_NUM_THREADS=1 $(RUN)/pytest -n auto --dist worksteal -m "not engine"
 
 lint: install
 	$(RUN)/ruff check .
