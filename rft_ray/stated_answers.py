@@ -19,6 +19,7 @@ SENTENCE_END = re.compile(r"\.(?=\s|$)|[\n!?;]")
 MAX_ANSWERS = 20
 MAX_SENTENCE_CHARS = 300
 MAX_BOX_CHARS = 2_000
+MAX_BOX_DEPTH = 50
 
 
 class StatedAnswer(NamedTuple):
@@ -79,7 +80,7 @@ def find_boxes(text: str) -> list[str]:
 
 
 def _closing_brace(text: str, opening: int) -> int | None:
-    """Where the group that opens at `opening` ends; None where none opens or it is too long."""
+    """Where the group that opens at `opening` ends; None where none does, or it is no number's."""
     if not text.startswith("{", opening):
         return None
     depth = 0
@@ -88,6 +89,8 @@ def _closing_brace(text: str, opening: int) -> int | None:
         depth += (brace == "{") - (brace == "}")
         if depth == 0 and brace == "}":
             return match.start()
+        if depth > MAX_BOX_DEPTH:
+            return None
     return None
 
 
