@@ -110,6 +110,11 @@ class RunConfig(Section):
         """The first of them, if there is one: the target shares its sampler; online it is live."""
         return next(iter(self.own_policies), None)
 
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether samplers and the online trainer are on the same GPUs, in turns."""
+        return self.online.share_gpus and self.trainer.gpus_per_worker > 0
+
     def round(self, number: int) -> RoundConfig:
         """What holds in a round, counted from 0."""
         if not self.rounds:
@@ -152,10 +157,39 @@ class RunConfig(Section):
             raise ValueError("sampler.max_replicas is for mode offline only")
         if self.mode == "online" and self.budget != BudgetConfig():
             raise ValueError("budget is for mode offline; online, a problem gets sampling.k")
+        self._check_sharing()
         self._check_budget()
         self._check_temperatures()
         self._check_recipes()
         return self
+
+    def _check_sharing(self) -> None:
+        """What turns on the same GPUs take; on CPUs, which nothing frees, all goes the same way."""
+        if not self.online.share_gpus:
+            return
+        if self.mode == "offline":
+            raise ValueError(
+                "online.share_gpus is for mode online; offline, samplers end before a training "
+                "where there is no room beside it"
+            )
+        own = [policy.sampler for policy in self.policies]
+        on_gpu = self.trainer.gpus_per_worker > 0
+        if any((sampler.gpus_per_replica > 0) != on_gpu for sampler in own):
+            raise ValueError("online.share_gpus is for samplers and trainer on GPUs, or all on CPUs")
+        if not on_gpu:
+            return
+        if self.online.transfer != "shared":
+            raise ValueError(
+                "online.share_gpus needs online.transfer shared, as NCCL refuses two processes on "
+                "one GPU"
+            )
+        ranks = self.trainer.num_workers
+        gpus = sum(sampler.num_replicas * sampler.gpus_per_replica for sampler in own)
+        if self.trainer.gpus_per_worker != 1 or ranks > gpus:
+            raise ValueError(
+                f"online.share_gpus: {ranks} ranks with {self.trainer.gpus_per_worker:g} GPUs each "
+                f"cannot take turns with samplers on {gpus:g} GPUs; give each rank 1 of them"
+            )
 
     def _check_budget(self) -> None:
         """A wave counts what it accepts; these decide over all rollouts of a problem at once."""

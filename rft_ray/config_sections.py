@@ -297,6 +297,10 @@ class OnlineConfig(Section):
     """Evaluations without a new best on validation after which the run stops; none: never."""
     in_flight: Literal["wait", "keep", "abort"] = "wait"
     """What becomes of requests in flight when weights arrive (vLLM's meaning)."""
+    share_gpus: bool = False
+    """Samplers and trainer take turns on the same GPUs of one machine: samplers sleep (vLLM's sleep
+    mode) while a step is trained, and the optimiser's state is in main memory while they sample.
+    Needs max_staleness 0 and, on GPUs, transfer: shared."""
     transfer: Literal["network", "shared"] = "network"
     """How weights reach the samplers: by gloo or NCCL, or through memory of the trainer's machine,
     which all replicas of the target must then be on (CUDA IPC, where they share its GPUs)."""
@@ -313,6 +317,15 @@ class OnlineConfig(Section):
     def _several_updates_are_clipped(self) -> "OnlineConfig":
         if self.updates_per_batch > 1 and self.clip_low is None:
             raise ValueError("updates_per_batch above 1 needs clip_low")
+        return self
+
+    @model_validator(mode="after")
+    def _turns_are_strict(self) -> "OnlineConfig":
+        if self.share_gpus and self.max_staleness:
+            raise ValueError(
+                f"share_gpus needs max_staleness 0, not {self.max_staleness}: while a step is "
+                "trained the samplers sleep, so none can be sampled ahead"
+            )
         return self
 
 

@@ -17,10 +17,12 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from rft_ray.config import SamplerConfig
 from rft_ray.engine_logs import naming_engine_logs
+from rft_ray.gpu_gate import SAMPLER_SHARE
 from rft_ray.patient_waits import PATIENT_ENGINE
 from rft_ray.ray_session import log_folder
 from rft_ray.sampler import Sampler
 from rft_ray.sampling import RefreshReport, Weights
+from rft_ray.sleeping_sampler import SleepingSampler
 
 # Requests, each for all of a problem's rollouts, that keep one elastic replica busy.
 ELASTIC_REQUESTS = 2
@@ -50,9 +52,14 @@ def refresh_sampler(handle: DeploymentHandle, weights: Weights) -> list[RefreshR
 
 @contextmanager
 def deployed_samplers(
-    models: dict[str, tuple[str, SamplerConfig]], run_id: str, tolerance: float
+    models: dict[str, tuple[str, SamplerConfig]],
+    run_id: str,
+    tolerance: float,
+    gate: str | None = None,
 ) -> Iterator[dict[str, DeploymentHandle]]:
     """One running sampler per name, for `{name: (model folder, config)}`; they end with the block.
+
+    With a `gate`, its actor's name, they can sleep while a trainer has their GPUs.
 
     Applications are named by run, so that a restarted driver removes what its predecessor left and
     runs sharing a cluster never touch each other's.
@@ -64,7 +71,7 @@ def deployed_samplers(
     _delete_applications(run_id)
     targets = [
         serve.RunTarget(
-            _build(name, model, config, tolerance),
+            _build(name, model, config, tolerance, gate),
             name=application_name(run_id, name),
             route_prefix=None,
         )
@@ -90,14 +97,15 @@ def _delete_applications(run_id: str) -> None:
 
 
 def _build(
-    name: str, model: str, config: SamplerConfig, tolerance: float
+    name: str, model: str, config: SamplerConfig, tolerance: float, gate: str | None
 ) -> serve.Application:
     on_gpu = config.gpus_per_replica > 0
+    share = 1.0 if gate is None else SAMPLER_SHARE
     llm_config = LLMConfig(
         model_loading_config={"model_id": name, "model_source": model},
         accelerator_config={"kind": "gpu" if on_gpu else "cpu"},
         # Tensor parallelism talks in every layer: its devices are on one node.
-        placement_group_config={"bundles": bundles(config), "strategy": "STRICT_PACK"},
+        placement_group_config={"bundles": bundles(config, share), "strategy": "STRICT_PACK"},
         engine_kwargs={
             # Counted at every step, and read by nobody: the replica has its own (`replica_meter`).
             "disable_log_stats": True,
@@ -105,6 +113,8 @@ def _build(
             **config.vllm,
             "tensor_parallel_size": config.tensor_parallel_size,
             "weight_transfer_config": {"backend": WEIGHT_BACKEND},
+            # vLLM's CPU build refuses to start with it; there sleep does nothing.
+            "enable_sleep_mode": on_gpu and gate is not None,
         },
         deployment_config=deployment_options(config),
         runtime_env={"env_vars": {**environment(config), **config.env}},
@@ -118,8 +128,9 @@ def _build(
             "weights": Weights(model, 0),
             "tolerance": tolerance,
             "cores": config.cores,
+            **({} if gate is None else {"gate": gate}),
         },
-        deployment_cls=Sampler,
+        deployment_cls=Sampler if gate is None else SleepingSampler,
     )
 
 
@@ -135,12 +146,15 @@ def environment(config: SamplerConfig) -> dict[str, str]:
     return variables
 
 
-def bundles(config: SamplerConfig) -> list[dict[str, float]]:
-    """What Ray reserves for one replica: a bundle for each device that shares it."""
+def bundles(config: SamplerConfig, share: float = 1.0) -> list[dict[str, float]]:
+    """What Ray reserves for one replica: a bundle for each device that shares it.
+
+    `share` is of each GPU; Ray tells vLLM what one of its workers then asks for.
+    """
     if config.gpus_per_replica == 0:
         return [{"CPU": config.cpus_per_replica}] * config.tensor_parallel_size
-    others: list[dict[str, float]] = [{"GPU": 1}] * (config.tensor_parallel_size - 1)
-    return [{"GPU": 1, "CPU": config.cpus_per_replica}, *others]
+    others: list[dict[str, float]] = [{"GPU": share}] * (config.tensor_parallel_size - 1)
+    return [{"GPU": share, "CPU": config.cpus_per_replica}, *others]
 
 
 def deployment_options(config: SamplerConfig) -> dict[str, Any]:

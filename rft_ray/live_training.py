@@ -16,7 +16,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rft_ray.buffer import BufferActor
+from rft_ray.gpu_gate import NAMESPACE, GateActor, Sharing, gate_name
 from rft_ray.online_trainer import OnlineJob, run_online_training
+from rft_ray.run_dir import run_label
 from rft_ray.sampling import Weights
 from rft_ray.study import TARGET, Checkpoints, Samplers, Study, exported_weights
 from rft_ray.types import Group
@@ -89,6 +91,9 @@ class LiveTraining:
 
     def _train(self) -> None:
         try:
+            if self._job.sharing:
+                # Until then the driver asks the samplers, which have the GPUs.
+                ray.get(self._buffer.wait_open.remote())
             self._exports = run_online_training(self._job, self._study.config.trainer)
         except Exception as error:  # whatever it is, the driver raises it
             self._failure = error
@@ -123,6 +128,7 @@ def live_training(
         application=samplers.application[samplers.serving[TARGET]],
         buffer=buffer,
         probes=probe_sequences(study),
+        sharing=share_gpus(study, samplers) if online.share_gpus else None,
     )
     training = LiveTraining(study, job, buffer)
     try:
@@ -130,6 +136,24 @@ def live_training(
     except BaseException:
         ray.kill(buffer)
         raise
+
+
+def share_gpus(study: Study, samplers: Samplers) -> Sharing:
+    """The samplers, up so that Ray puts ranks beside them, and the gate they start through."""
+    samplers.start()
+    # Where the driver is, as the buffer.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    gate = GateActor.options(
+        name=gate_name(run_label(study.run.path)),
+        namespace=NAMESPACE,
+        num_cpus=0,
+        scheduling_strategy=here,
+    ).remote()
+    replicas = {
+        samplers.application[policy.name]: policy.sampler.num_replicas
+        for policy in study.config.policies
+    }
+    return Sharing(gate, samplers.application[samplers.serving[TARGET]], replicas)
 
 
 def probe_sequences(study: Study) -> list[list[int]]:

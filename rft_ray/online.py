@@ -6,7 +6,7 @@ DeepSeekMath (Shao et al. 2024, eq. 11): a step samples a slice of problems from
 verifies, trains on the right rollouts and refreshes every sampler replica. The driver samples; the
 trainer runs in the background and refreshes the samplers itself (`online_trainer.py`); they meet in
 the buffer and nowhere else. Left out: Ray Data, whose streams take longer to start than a slice to
-sample, and freeing devices between the two halves, which work at the same time.
+sample. On GPUs that both share, samplers sleep while a step is trained (`gpu_turns.py`).
 """
 
 import time

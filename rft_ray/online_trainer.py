@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rft_ray.clock import Clock
 from rft_ray.config import OnlineConfig, RecipeConfig, SelectionConfig, TrainerConfig
+from rft_ray.gpu_gate import RANK_SHARE
 from rft_ray.loss_watch import LossWatch
 from rft_ray.online_batches import OnlineStep, make_online_step, online_weights, rank_batches
 from rft_ray.packing import ExampleColumns
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from rft_ray.buffer import StepGroups
+    from rft_ray.gpu_gate import Sharing
+    from rft_ray.gpu_turns import GpuTurns
     from rft_ray.types import Group
 
 
@@ -58,6 +61,8 @@ class OnlineJob:
     """Handle of the buffer's actor."""
     probes: list[list[int]]
     """Token ids on which sampler and trainer are compared."""
+    sharing: "Sharing | None" = None
+    """The samplers on the trainer's GPUs; none: they have others."""
 
 
 def run_online_training(job: OnlineJob, trainer: TrainerConfig) -> list[str]:
@@ -65,7 +70,7 @@ def run_online_training(job: OnlineJob, trainer: TrainerConfig) -> list[str]:
 
     The same call again continues from the last complete checkpoint, or returns at once.
     """
-    return fit(online_loop, job, trainer)
+    return fit(online_loop, job, trainer, RANK_SHARE if job.sharing else 1.0)
 
 
 def online_loop(config: dict[str, Any]) -> str | None:
@@ -76,12 +81,14 @@ def online_loop(config: dict[str, Any]) -> str | None:
 
     from rft_ray.engine import build_engine
     from rft_ray.export import export_model
+    from rft_ray.gpu_turns import GpuTurns
     from rft_ray.training_state import load_checkpoint, report_checkpoint
 
-    online = job.online
+    online, turns = job.online, GpuTurns(job.sharing, rank)
+    turns.take()
     engine = build_engine(job.model, job.recipe, trainer)
     done = load_checkpoint(engine) // online.updates_per_batch
-    live = LiveSide(job, engine, trainer, rank)
+    live = LiveSide(job, engine, trainer, turns)
     live.begin(done)
     watch = LossWatch(job.recipe.spike_factor)
 
@@ -90,6 +97,7 @@ def online_loop(config: dict[str, Any]) -> str | None:
 
     while (taken := live.take(done)) is not None:
         done, clock = taken.step, Clock()
+        turns.take(clock)
         examples = live.examples(taken.groups)
         result = train_on(engine, job, trainer, examples, done, (rank, num_ranks), watch.limit)
         if result.is_update and (failure := watch.failure(done, result.loss, result.grad_norm)):
@@ -207,7 +215,7 @@ class LiveSide:
     """What connects the ranks to the rest of the run: rank 0 asks, the others hear of it."""
 
     def __init__(
-        self, job: OnlineJob, engine: "DeepSpeedEngine", trainer: TrainerConfig, rank: int
+        self, job: OnlineJob, engine: "DeepSpeedEngine", trainer: TrainerConfig, turns: "GpuTurns"
     ) -> None:
         from rft_ray.refresh import Refresher, RefreshSettings
         from rft_ray.sampling import load_tokenizer
@@ -222,8 +230,9 @@ class LiveSide:
         self._tokenizer = load_tokenizer(job.model)
         self._job = job
         self._engine = engine
-        self._is_leader = rank == 0
+        self._is_leader = turns.is_leader
         self._refresher = Refresher(job.application, settings, job.probes)
+        self._turns = turns
         self._num_refreshes = 0
         self._meter = Meter()
         self._use = Utilisation.of(job.model, trainer)
@@ -253,7 +262,9 @@ class LiveSide:
         self._num_refreshes += 1
         is_checked = number < online.parity_first or is_due(number, online.parity_every)
         started = time.perf_counter()
+        self._turns.give(self._engine)
         reports = self._refresher.refresh(self._engine, version, is_checked)
+        self._turns.wake_frozen()
         self._write(
             kind="refresh",
             round=0,

@@ -176,7 +176,7 @@ class SamplerLink:
         wire = [[(spec.name, list(spec.shape), spec.dtype) for spec in b] for b in plan]
         self._num_bytes = sum(map(bucket_bytes, plan))
         args = (self._group_id, wire, self._transfer_limit(plan))
-        self._transfer = _in_background(lambda: self._broadcast("transfer_weights", args))
+        self._transfer = in_background(lambda: self._broadcast("transfer_weights", args))
         self._transfer_ends_by = time.monotonic() + self._transfer_limit(plan)
 
     def send(self, flat: Tensor) -> None:
@@ -214,7 +214,7 @@ class SamplerLink:
         args, limit = (self._group_id,), 4 * self._settings.timeout_s
         self.close()
         try:
-            _in_background(lambda: self._broadcast("abandon_refresh", args)).result(limit)
+            in_background(lambda: self._broadcast("abandon_refresh", args)).result(limit)
         except Exception:
             # Those that cannot be reached give up by themselves when no call comes. Whatever else
             # it is, why the refresh failed matters more, and the other ranks wait to hear it.
@@ -249,7 +249,7 @@ class SamplerLink:
     def _look_for_replicas(self) -> list[Any]:
         from ray.exceptions import RayActorError
 
-        call = _in_background(lambda: self._broadcast("describe", ()))
+        call = in_background(lambda: self._broadcast("describe", ()))
         try:
             return call.result(self._settings.timeout_s)
         except (RayActorError, TimeoutError):
@@ -278,7 +278,7 @@ class SamplerLink:
         meeting = Rendezvous(host, store.port, size, settings.backend, limit_s, self._addresses)
         self._num_members = len(first_ranks)
         args = (uuid.uuid4().hex, meeting, first_ranks)
-        joining = _in_background(lambda: self._broadcast("join_weight_group", args))
+        joining = in_background(lambda: self._broadcast("join_weight_group", args))
         self._group = (
             SharedGroup(meeting, 0, store, self._buffers)
             if self._buffers
@@ -290,7 +290,7 @@ class SamplerLink:
     def _call_members(self, method: str, args: tuple[Any, ...], limit_s: float) -> list[Any]:
         """What each member of the group answered; RuntimeError unless all did."""
         args = (self._group_id, *args)
-        call = _in_background(lambda: self._broadcast(method, args))
+        call = in_background(lambda: self._broadcast(method, args))
         return self._check_count(call.result(limit_s))
 
     def _check_count(self, answers: list[Any]) -> list[Any]:
@@ -307,7 +307,7 @@ class SamplerLink:
         return [answer for answer in answers if answer is not None]
 
 
-def _in_background(call: Callable[[], list[Any]]) -> "Future[list[Any]]":
+def in_background(call: Callable[[], list[Any]]) -> "Future[list[Any]]":
     """A call that can be given up on: Ray's broadcast knows no timeout of its own."""
     future: Future[list[Any]] = Future()
 

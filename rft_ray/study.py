@@ -295,6 +295,7 @@ def exported_weights(folder: str) -> Weights:
 def running_samplers(study: Study) -> Iterator[Samplers]:
     """Engines for every policy and for the target, once needed; they end with the block."""
     from rft_ray.deployment import application_name, deployed_samplers
+    from rft_ray.gpu_gate import gate_name
 
     config = study.config
     models: dict[str, tuple[str, SamplerConfig]] = {
@@ -305,12 +306,13 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
     serving[TARGET] = own.name if own else TARGET
     if own is None:
         models[TARGET] = (study.target.base, config.target.sampler)
-    run_id = run_label(study.run.path)
+    run_id, tolerance = run_label(study.run.path), config.evaluation.parity_tolerance
+    gate = gate_name(run_id) if config.online.share_gpus else None
 
     @contextmanager
     def engines() -> Iterator[dict[str, "DeploymentHandle"]]:
         say(f"samplers: starting {', '.join(models)} (about a minute)")
-        with deployed_samplers(models, run_id, config.evaluation.parity_tolerance) as handles:
+        with deployed_samplers(models, run_id, tolerance, gate) as handles:
             yield handles
 
     samplers = Samplers(

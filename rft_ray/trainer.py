@@ -110,10 +110,12 @@ def fit(
     loop: Callable[[dict[str, Any]], str | None],
     job: "TrainingJob | OnlineJob",
     trainer: TrainerConfig,
+    gpu_share: float = 1.0,
 ) -> list[str]:
     """Run a loop on all ranks until `job.output_dir` exists; the exports in step order, it last.
 
-    Raises StoppedError where the loop says why it stopped.
+    `gpu_share` is what Ray reserves of a rank's GPUs. Raises StoppedError where the loop says why
+    it stopped.
     """
     output_dir = os.path.abspath(job.output_dir)
     storage = storage_path(output_dir, trainer)
@@ -121,7 +123,7 @@ def fit(
         open_storage(storage)  # refused before anything starts
         if job.recipe.lora and job.recipe.lora.quantised and (fault := find_fault()):
             raise InputError(fault)
-        failure = _run_ranks(loop, job, trainer, storage)
+        failure = _run_ranks(loop, job, trainer, storage, gpu_share)
         if failure:
             raise StoppedError(f"training {job.name} stopped: {failure}")
     # The export is complete: the checkpoints have nothing left to protect.
@@ -134,6 +136,7 @@ def _run_ranks(
     job: "TrainingJob | OnlineJob",
     trainer: TrainerConfig,
     storage: str,
+    gpu_share: float,
 ) -> str | None:
     """What a loop returned on rank 0; checkpoints go to the path or URI `storage`."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -153,7 +156,7 @@ def _run_ranks(
     on_gpu = trainer.gpus_per_worker > 0
     resources = {"CPU": trainer.cpus_per_worker}
     if on_gpu:
-        resources["GPU"] = trainer.gpus_per_worker
+        resources["GPU"] = trainer.gpus_per_worker * gpu_share
     result = TorchTrainer(
         loop,
         train_loop_config={"job": job, "trainer": trainer},
