@@ -175,7 +175,7 @@ class RunConfig(Section):
         own = [policy.sampler for policy in self.policies]
         on_gpu = self.trainer.gpus_per_worker > 0
         if any((sampler.gpus_per_replica > 0) != on_gpu for sampler in own):
-            raise ValueError("online.share_gpus is for samplers and trainer on GPUs, or all on CPUs")
+            raise ValueError("online.share_gpus: samplers and trainer are all on GPUs, or none is")
         if not on_gpu:
             return
         if self.online.transfer != "shared":

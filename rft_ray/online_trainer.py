@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rft_ray.clock import Clock
 from rft_ray.config import OnlineConfig, RecipeConfig, SelectionConfig, TrainerConfig
-from rft_ray.gpu_gate import RANK_SHARE
+from rft_ray.gpu_gate import RANK_SHARE, Sharing
 from rft_ray.loss_watch import LossWatch
 from rft_ray.online_batches import OnlineStep, make_online_step, online_weights, rank_batches
 from rft_ray.packing import ExampleColumns
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from rft_ray.buffer import StepGroups
-    from rft_ray.gpu_gate import Sharing
     from rft_ray.gpu_turns import GpuTurns
     from rft_ray.types import Group
 
@@ -61,7 +60,7 @@ class OnlineJob:
     """Handle of the buffer's actor."""
     probes: list[list[int]]
     """Token ids on which sampler and trainer are compared."""
-    sharing: "Sharing | None" = None
+    sharing: Sharing | None = None
     """The samplers on the trainer's GPUs; none: they have others."""
 
 

@@ -1,7 +1,7 @@
 """What has to be placed: the replicas of every sampler and the ranks of the trainer."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rft_ray.config import RunConfig, SamplerConfig, TrainerConfig
 from rft_ray.memory_plan import GB, sampler_memory, training_memory
@@ -35,6 +35,14 @@ def list_parts(config: RunConfig) -> list[Part]:
     """All samplers of a run, the target's own among them if no policy shares its base; trainer."""
     samplers = [_sampler_part(name, *own) for name, own in list_samplers(config).items()]
     return [*samplers, _trainer_part(config)]
+
+
+def parts_to_place(config: RunConfig) -> list[Part]:
+    """The same as Ray has to find room for: ranks on the samplers' GPUs need none of their own."""
+    parts = list_parts(config)
+    if not config.shares_gpus:
+        return parts
+    return [replace(part, gpus=0.0) if part.is_trainer else part for part in parts]
 
 
 def list_samplers(config: RunConfig) -> dict[str, tuple[str, SamplerConfig]]:

@@ -234,7 +234,8 @@ class PhasePlan:
         detail, beside = f"{steps} of {sampling:.3g} s", config.online.max_staleness > 0
         yield Phase("online sampling", steps * sampling, samplers, bound, detail, beside)
         detail = f"{steps} of {refresh:.3g} s"
-        yield Phase("online refresh", steps * refresh, ranks + samplers, "messages", detail)
+        both = max(ranks, samplers) if config.shares_gpus else ranks + samplers
+        yield Phase("online refresh", steps * refresh, both, "messages", detail)
 
     def _online_step(self) -> StepTime:
         config, target = self.config, self.config.target

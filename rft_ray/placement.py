@@ -28,11 +28,16 @@ class Room:
         return part.labels.items() <= self.labels.items()
 
 
-def find_order(parts: Sequence["Part"], rooms: Sequence[Room], is_online: bool) -> Order | None:
+def find_order(
+    parts: Sequence["Part"], rooms: Sequence[Room], is_online: bool, shares_gpus: bool = False
+) -> Order | None:
     """How a run can be placed: samplers beside the trainer, or else one after the other.
 
-    None where neither fits. Online both work at the same time.
+    None where neither fits. Online both work at the same time, or share the GPUs of one node, and
+    what is trained before the online loop has them without samplers.
     """
+    if shares_gpus:
+        return "in turns" if any(fits(parts, [room]) for room in rooms) else None
     if fits(parts, rooms):
         return "together"
     trainer = [part for part in parts if part.is_trainer]

@@ -14,8 +14,16 @@ from rft_ray.errors import InputError
 from rft_ray.fit_advice import USABLE, advise_sampler, advise_trainer, ranks_per_node
 from rft_ray.memory_plan import GB, training_memory
 from rft_ray.model_shapes import model_shape, model_size
-from rft_ray.parts import Part, adapters_of, largest_model, list_parts, list_samplers
-from rft_ray.placement import Room, find_order
+from rft_ray.parts import (
+    Part,
+    adapters_of,
+    largest_model,
+    list_parts,
+    list_samplers,
+    parts_to_place,
+)
+from rft_ray.placement import Order, Room, find_order
+from rft_ray.turn_memory import check_turns, turn_lines
 
 
 def print_plan(config: RunConfig) -> int:
@@ -26,8 +34,10 @@ def print_plan(config: RunConfig) -> int:
     from rft_ray.plan_tables import memory_lines, time_lines
 
     machines = config.machines
-    parts = [replace(part, labels={}) for part in list_parts(config)]
+    parts = parts_to_place(config)
     print("\n".join(memory_lines(config)))
+    if config.shares_gpus:
+        print("\n".join(turn_lines(config)))
     print(f"{_sum(parts, 'gpus'):g} GPUs and {_sum(parts, 'cpus'):g} CPUs in all")
     print("\n".join(time_lines(config)))
     if config.mode == "online":
@@ -40,7 +50,7 @@ def print_plan(config: RunConfig) -> int:
         nearest = f"; nearest change that fits: {' '.join(changes)}" if changes else ""
         raise InputError(f"the run does not fit: {'; '.join(problems)}{nearest}")
     print(f"fits on {_describe(machines)}")
-    if find_order(parts, _rooms(machines), config.mode == "online") == "in turns":
+    if config.mode == "offline" and _find_order(config, machines) == "in turns":
         print("but not at once: samplers end before a training and start again after it")
     return 0
 
@@ -91,6 +101,12 @@ def _rooms(machines: MachinesConfig) -> list[Room]:
     return [Room(machines.cpus_per_node, machines.gpus_per_node)] * machines.nodes
 
 
+def _find_order(config: RunConfig, machines: MachinesConfig) -> Order | None:
+    """How the run can be placed there; without labels."""
+    parts = [replace(part, labels={}) for part in parts_to_place(config)]
+    return find_order(parts, _rooms(machines), config.mode == "online", config.shares_gpus)
+
+
 def _print_refresh(config: RunConfig) -> None:
     from rft_ray.refresh_plan import print_refresh_plan, refresh_of_run
 
@@ -121,16 +137,19 @@ def check_placement(config: RunConfig) -> list[str]:
     machines = config.machines
     if machines is None:
         return []
-    parts = [replace(part, labels={}) for part in list_parts(config)]
+    parts, placed = list_parts(config), parts_to_place(config)
     counts = [
-        *_check_count(parts, "GPUs", machines.nodes, machines.gpus_per_node),
-        *_check_count(parts, "CPUs", machines.nodes, machines.cpus_per_node),
+        *_check_count(placed, "GPUs", machines.nodes, machines.gpus_per_node),
+        *_check_count(placed, "CPUs", machines.nodes, machines.cpus_per_node),
     ]
-    if not counts and find_order(parts, _rooms(machines), config.mode == "online") is None:
-        counts = [_why_not_placed(parts, machines, config.mode)]
+    if not counts and _find_order(config, machines) is None:
+        counts = [_why_not_placed(placed, machines, config.mode)]
+    memory = [*_check_gpu_memory(parts, machines.memory_of_gpu)]
+    if config.shares_gpus and not memory:
+        memory = [*check_turns(config, machines)]
     return [
         *counts,
-        *_check_gpu_memory(parts, machines.memory_of_gpu),
+        *memory,
         *_check_main_memory(parts, machines),
         *_check_offload(config, machines),
     ]

@@ -23,7 +23,7 @@ from rft_ray.doctor import check_plugin, has_nvidia_driver, memory_size
 from rft_ray.errors import InputError, one_line
 from rft_ray.fit_advice import USABLE
 from rft_ray.memory_plan import GB
-from rft_ray.parts import Part, list_parts, list_samplers
+from rft_ray.parts import Part, list_parts, list_samplers, parts_to_place
 from rft_ray.placement import Order, Room, find_order
 from rft_ray.run_dir import installed_versions
 
@@ -92,7 +92,8 @@ def check_cluster(config: RunConfig, run_dir: Path) -> Order:
     order = order_on(config, nodes)
     assert order is not None  # else something was missing
     if order == "in turns":
-        say("samplers and training use the same devices: samplers end before each training")
+        what = "online, they sleep" if config.shares_gpus else "samplers end before each training"
+        say(f"samplers and training use the same devices: {what}")
     return order
 
 
@@ -102,7 +103,7 @@ def wait_for_nodes(config: RunConfig) -> list[Node]:
     nodes = read_nodes()
     if not config.wait_for_cluster_s or not find_shortages(config, nodes):
         return nodes
-    _ask_to_grow(list_parts(config))
+    _ask_to_grow(parts_to_place(config))
     while missing := find_shortages(config, nodes):
         waited = time.monotonic() - started
         if waited > config.wait_for_cluster_s:
@@ -132,12 +133,12 @@ def _ask_to_grow(parts: Sequence[Part]) -> None:
 def order_on(config: RunConfig, nodes: Sequence[Node]) -> Order | None:
     """How the run can be placed on these nodes; None where it cannot."""
     rooms = [node.room for node in nodes]
-    return find_order(_with_stream(config), rooms, config.mode == "online")
+    return find_order(_with_stream(config), rooms, config.mode == "online", config.shares_gpus)
 
 
 def _with_stream(config: RunConfig) -> list[Part]:
     stream = Part("sampler stream", copies=1, gpus=0, cpus=STREAM_CPUS, size=None, device_gb=None)
-    return [*list_parts(config), stream]
+    return [*parts_to_place(config), stream]
 
 
 def find_shortages(config: RunConfig, nodes: Sequence[Node]) -> list[str]:
@@ -183,7 +184,8 @@ def _why_not_whole(config: RunConfig, nodes: Sequence[Node]) -> str:
             asked = f"{copy} asks for {part.gpus:g} GPUs on one node"
             return f"{part.name}: {asked}, the most is {most:g}"
     sizes = ", ".join(f"{node.room.gpus:g} GPUs and {node.room.cpus:g} CPUs" for node in nodes)
-    return f"no way to place replicas and ranks whole on one node each, of: {sizes}"
+    how = "all on one node, whose GPUs they share" if config.shares_gpus else "whole on one node each"
+    return f"no way to place replicas and ranks {how}, of: {sizes}"
 
 
 def _missing_memory(config: RunConfig, nodes: Sequence[Node]) -> list[str]:

@@ -301,9 +301,8 @@ def running_samplers(study: Study) -> Iterator[Samplers]:
     models: dict[str, tuple[str, SamplerConfig]] = {
         policy.name: (study.models[policy.name].base, policy.sampler) for policy in config.policies
     }
-    serving = {name: name for name in models}
     own = config.own_policy
-    serving[TARGET] = own.name if own else TARGET
+    serving = {name: name for name in models} | {TARGET: own.name if own else TARGET}
     if own is None:
         models[TARGET] = (study.target.base, config.target.sampler)
     run_id, tolerance = run_label(study.run.path), config.evaluation.parity_tolerance
