@@ -31,7 +31,7 @@ from rft_ray.training_report import curve, numbers, points_width
 ONLINE = "online"
 # The parts of a step: each side's, in order, with their colours of the page's palette.
 DRIVER = {"sample": 2, "verify": 3}
-TRAINER = {"train": 0, "save": 5, "refresh": 1, "wait": 6}
+TRAINER = {"train": 0, "save": 5, "refresh": 1, "sleep": 4, "wait": 6}
 REST = "other"
 # What a reason for dropping counts, and what it means.
 REASONS = {
@@ -230,13 +230,16 @@ def _dropped(steps: list[Line]) -> Html:
 
 def _time(steps: list[Line], settings: Line) -> Html:
     """Both sides of the buffer, second by second, and how many tokens they moved."""
-    spent = {part: _total(steps, f"{part}_seconds") for part in (*DRIVER, *TRAINER)}
-    whole = sum(spent[part] for part in TRAINER)
+    trainer = TRAINER.copy()
+    if not _total(steps, "sleep_seconds"):
+        del trainer["sleep"]
+    spent = {part: _total(steps, f"{part}_seconds") for part in (*DRIVER, *trainer)}
+    whole = sum(spent[part] for part in trainer)
     if not whole:
         return Html("")
     spent[REST] = max(0.0, whole - sum(spent[part] for part in DRIVER))
-    curves: Series = {part: curve(steps, f"{part}_seconds") for part in (*DRIVER, *TRAINER)}
-    colours = [*DRIVER.values(), *TRAINER.values()]
+    curves: Series = {part: curve(steps, f"{part}_seconds") for part in (*DRIVER, *trainer)}
+    colours = [*DRIVER.values(), *trainer.values()]
     plots = [
         line_plot("Seconds of a step", "step", curves, colours=colours),
         line_plot("Tokens a second", "step", _speeds(steps, settings), colours=[2, 0]),
@@ -246,7 +249,8 @@ def _time(steps: list[Line], settings: Line) -> Html:
         "saves, refreshes the samplers, and waits for the next batch. The bars are all steps "
         f"together, as the trainer saw them. The driver's {REST} is what is left of that: it "
         "waits for the trainer, or scores the validation problems, for which the trainer waits. "
-        "With online.in_flight at wait, a refresh begins by waiting for the requests in flight."
+        "With online.in_flight at wait, a refresh begins by waiting for the requests in flight. "
+        "With online.share_gpus, samplers fall asleep before a step is trained."
     )
     return join(
         [
@@ -254,9 +258,9 @@ def _time(steps: list[Line], settings: Line) -> Html:
             tag("p", note, class_="note"),
             legend([*list(spent)[:-2], f"wait, the driver's {REST}"], colours),
             _bar("driver", {**DRIVER, REST: TRAINER["wait"]}, spent),
-            _bar("trainer", TRAINER, spent),
+            _bar("trainer", trainer, spent),
             tag("div", *plots, class_="pair"),
-            tag("div", _time_table(spent, whole, len(steps)),
+            tag("div", _time_table(spent, trainer, len(steps)),
                 _speed_table(steps, spent, whole, settings), class_="pair"),
         ]
     )  # fmt: skip
@@ -267,8 +271,9 @@ def _bar(name: str, parts: dict[str, int], spent: dict[str, float]) -> Html:
     return tag("div", tag("span", name, class_="name"), stacked_bar(pieces), class_="bar")
 
 
-def _time_table(spent: dict[str, float], whole: float, num_steps: int) -> Html:
-    sides = [*(("driver", part) for part in (*DRIVER, REST)), *(("trainer", p) for p in TRAINER)]
+def _time_table(spent: dict[str, float], trainer: dict[str, int], num_steps: int) -> Html:
+    sides = [*(("driver", part) for part in (*DRIVER, REST)), *(("trainer", p) for p in trainer)]
+    whole = sum(spent[part] for part in trainer)
     rows = [
         (side, part, f"{spent[part]:,.1f}", f"{spent[part] / num_steps:.3f}",
          f"{spent[part] / whole:.1%}")

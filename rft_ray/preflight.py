@@ -184,7 +184,7 @@ def _why_not_whole(config: RunConfig, nodes: Sequence[Node]) -> str:
             asked = f"{copy} asks for {part.gpus:g} GPUs on one node"
             return f"{part.name}: {asked}, the most is {most:g}"
     sizes = ", ".join(f"{node.room.gpus:g} GPUs and {node.room.cpus:g} CPUs" for node in nodes)
-    how = "all on one node, whose GPUs they share" if config.shares_gpus else "whole on one node each"
+    how = "all on one node, to share its GPUs" if config.shares_gpus else "whole on one node each"
     return f"no way to place replicas and ranks {how}, of: {sizes}"
 
 

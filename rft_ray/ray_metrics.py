@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Point = tuple[str, float, dict[str, str]]
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
-PARTS = ("sample", "verify", "evaluate", "wait", "train", "save", "refresh")
+PARTS = ("sample", "verify", "evaluate", "wait", "sleep", "train", "save", "refresh")
 REPLICA = ("policy", "replica")
 ONLINE_JOB = "online-target"
 
