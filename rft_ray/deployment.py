@@ -117,7 +117,7 @@ def _build(
             "enable_sleep_mode": on_gpu and gate is not None,
         },
         deployment_config=deployment_options(config),
-        runtime_env={"env_vars": {**environment(config), **config.env}},
+        runtime_env={"env_vars": {**environment(config, share), **config.env}},
         callback_config={"callback_class": "rft_ray.deployment.NothingToDownload"},
         log_engine_metrics=False,
     )
@@ -134,9 +134,11 @@ def _build(
     )
 
 
-def environment(config: SamplerConfig) -> dict[str, str]:
-    """Variables of an engine's processes, which the config may change."""
+def environment(config: SamplerConfig, share: float = 1.0) -> dict[str, str]:
+    """Variables of an engine's processes, which the config may change; `share` as in `bundles`."""
     variables = {"VLLM_LOGGING_LEVEL": "INFO"}
+    if config.gpus_per_replica and share != 1.0:
+        variables["VLLM_RAY_PER_WORKER_GPUS"] = str(share)
     if config.cores and not config.gpus_per_replica:
         # Scheduler and worker share these cores; elsewhere sleeping costs more than it spares.
         variables[PATIENT_ENGINE] = "1"
@@ -149,7 +151,7 @@ def environment(config: SamplerConfig) -> dict[str, str]:
 def bundles(config: SamplerConfig, share: float = 1.0) -> list[dict[str, float]]:
     """What Ray reserves for one replica: a bundle for each device that shares it.
 
-    `share` is of each GPU; Ray tells vLLM what one of its workers then asks for.
+    `share` is of each GPU.
     """
     if config.gpus_per_replica == 0:
         return [{"CPU": config.cpus_per_replica}] * config.tensor_parallel_size

@@ -8,7 +8,7 @@ other end is `online_trainer.py`.
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -100,7 +100,9 @@ class LiveTraining:
         finally:
             # Whoever waits in the buffer is woken: there is nobody left to wait for.
             reason = None if self._failure is None else f"training failed: {self._failure}"
-            ray.get(self._buffer.end.remote(reason))
+            # In a buffer that is gone nobody waits.
+            with suppress(RayError):
+                ray.get(self._buffer.end.remote(reason))
 
 
 @contextmanager

@@ -60,8 +60,7 @@ class ParkedOptimiser:
                 yield parameter.ds_tensor.data
 
     def _state(self) -> Iterator[Tensor]:
-        optimiser = self._engine.basic_optimizer
-        for group in optimiser.param_groups:
-            yield from (parameter.data for parameter in group["params"])
-        for state in optimiser.state.values():
+        # Between steps ZeRO-3 takes the master weights out of the optimiser's groups.
+        for master, state in self._engine.basic_optimizer.state.items():
+            yield master.data
             yield from (value for value in state.values() if torch.is_tensor(value) and value.dim())
