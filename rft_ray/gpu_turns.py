@@ -39,7 +39,7 @@ class GpuTurns:
     def __init__(self, sharing: Sharing | None, rank: int) -> None:
         self.is_leader = rank == 0
         self._is_shared = sharing is not None
-        self._bedtime = Bedtime(sharing) if sharing and self.is_leader else None
+        self._sleepers = Sleepers(sharing) if sharing and self.is_leader else None
         self._parked: ParkedOptimiser | None = None
 
     def take(self, clock: Clock | None = None) -> None:
@@ -49,7 +49,7 @@ class GpuTurns:
         """
         if not self._is_shared:
             return
-        self._lead(lambda bedtime: bedtime.put_to_sleep())
+        self._lead(Sleepers.put_to_sleep)
         if self._parked:
             self._parked.bring_back()
         if clock:
@@ -62,21 +62,21 @@ class GpuTurns:
         self._parked = self._parked or ParkedOptimiser(engine)
         self._parked.park()
         distributed.barrier()
-        self._lead(lambda bedtime: bedtime.open_gate())
+        self._lead(Sleepers.open_gate)
 
     def wake_frozen(self) -> None:
         """After the refresh: the samplers that have no part in it."""
         if self._is_shared:
-            self._lead(lambda bedtime: bedtime.wake_frozen())
+            self._lead(Sleepers.wake_frozen)
 
-    def _lead(self, act: Callable[["Bedtime"], None]) -> None:
+    def _lead(self, act: Callable[["Sleepers"], None]) -> None:
         """Rank 0 acts, the others hear how it went."""
         from ray.train.torch import get_device
 
         failure: list[RefreshError | None] = [None]
-        if self._bedtime:
+        if self._sleepers:
             try:
-                act(self._bedtime)
+                act(self._sleepers)
             except Exception as error:  # whatever it is, all ranks raise it
                 failure = [RefreshError(f"{type(error).__name__}: {error}")]
         distributed.broadcast_object_list(failure, src=0, device=get_device())
@@ -84,7 +84,7 @@ class GpuTurns:
             raise failure[0]
 
 
-class Bedtime:
+class Sleepers:
     """Rank 0's half: every replica of every sampler asleep, none awake or about to start."""
 
     def __init__(self, sharing: Sharing, replicas_s: float = REPLICAS_S) -> None:
@@ -95,15 +95,15 @@ class Bedtime:
         self._handles = {name: serve.get_app_handle(name) for name in sharing.replicas}
 
     def put_to_sleep(self) -> None:
-        """Return with the gate closed and all replicas asleep. TimeoutError where some stay away.
-        """
+        """Close the gate behind replicas that all sleep; TimeoutError where some stay away."""
         deadline = time.monotonic() + self._replicas_s
         while True:
             # Those that wait there have to start first: only who is up can be told to sleep.
             self.open_gate()
             while not self._all_sleep():
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"not every sampler replica came up: {self._sharing}")
+                    wanted = ", ".join(f"{n} of {own}" for own, n in self._sharing.replicas.items())
+                    raise TimeoutError(f"replicas stay away that the trainer waits for: {wanted}")
                 time.sleep(0.5)
             self._gate("close")
             # One that died in between may have passed the open gate; it does not answer yet.
@@ -118,7 +118,8 @@ class Bedtime:
         """Wake all but the live ones."""
         for name in self._sharing.replicas:
             if name != self._sharing.live:
-                self._call(name, "wake", DRAIN_S).result(2 * DRAIN_S)
+                # One that has died starts anew by itself, awake.
+                self._count(self._call(name, "wake", DRAIN_S))
 
     def _all_sleep(self) -> bool:
         """Tell all that are up to sleep; whether that is as many as there should be, and all do."""

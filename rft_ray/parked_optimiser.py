@@ -44,12 +44,16 @@ class ParkedOptimiser:
         self._parked.clear()
 
     def _storages(self) -> Iterator[UntypedStorage]:
-        """Each once, of what is on the device and no part of the model itself."""
-        device = torch.device(self._engine.device)
+        """Each once, of what is on the device and no part of the model itself.
+
+        On a CPU what a checkpoint's file was read into stays: such memory is not torch's to free.
+        """
+        device = torch.device(self._engine.device).type
         seen = {tensor.untyped_storage().data_ptr() for tensor in self._weights()}
         for tensor in self._state():
             storage = tensor.untyped_storage()
-            if storage.nbytes() and storage.data_ptr() not in seen and tensor.device == device:
+            is_held = storage.nbytes() and tensor.device.type == device and storage.resizable()
+            if is_held and storage.data_ptr() not in seen:
                 seen.add(storage.data_ptr())
                 yield storage
 

@@ -25,7 +25,10 @@ MEMORY = ("weights", "kv_cache")
 
 
 class SleepingSampler(Sampler):
-    """A replica with a day and a night."""
+    """A replica that can be told to let go of its GPU.
+
+    Invariant: from then on it answers no request, until it has weights and cache again.
+    """
 
     async def __init__(self, gate: str, **kwargs: Any) -> None:
         """`gate` is the name of the actor that says whether its GPU is free; the rest: `Sampler`'s.

@@ -49,12 +49,12 @@ def pair(gate: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def bedtime(pair: Any, gate: Any) -> Any:
+def sleepers(pair: Any, gate: Any) -> Any:
     """What rank 0 puts both to sleep with, as replicas of the live policy."""
     from rft_ray.gpu_gate import Sharing
-    from rft_ray.gpu_turns import Bedtime
+    from rft_ray.gpu_turns import Sleepers
 
-    return Bedtime(Sharing(gate, pair.app_name, {pair.app_name: 2}), replicas_s=300)
+    return Sleepers(Sharing(gate, pair.app_name, {pair.app_name: 2}), replicas_s=300)
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +93,15 @@ def assert_all_refuse(pair: Any, weights: Weights, reason: str) -> None:
 
 
 def test_asleep_they_refuse_everything_until_a_refresh_wakes_them(
-    pair: Any, bedtime: Any, link: Any, make_checkpoint: Checkpoints
+    pair: Any, sleepers: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
     for version in (1, 2):
-        bedtime.put_to_sleep()
+        sleepers.put_to_sleep()
         # no old weights, no new ones, and none from a folder: there is nowhere to put them
         assert_all_refuse(pair, Weights(LIVE, 0), "have not come yet")
         assert_all_refuse(pair, Weights(str(BASES / "tied"), 0), "asleep while the trainer has")
-        bedtime.put_to_sleep()  # again, as ranks that start anew do
-        bedtime.open_gate()
+        sleepers.put_to_sleep()  # again, as ranks that start anew do
+        sleepers.open_gate()
         folder = make_checkpoint("tied", version)
         reports = send_folder(link, folder, version)
         assert [report.parity_max_abs_diff < 1e-3 for report in reports] == [True, True]
@@ -111,66 +111,66 @@ def test_asleep_they_refuse_everything_until_a_refresh_wakes_them(
 
 
 def test_requests_in_flight_are_answered_first(
-    pair: Any, bedtime: Any, link: Any, make_checkpoint: Checkpoints
+    pair: Any, sleepers: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
     folder = make_checkpoint("tied", 3)
     send_folder(link, folder, 3)
     long = [sample(pair, Weights(LIVE, 3), max_tokens=180) for _ in range(8)]
     time.sleep(0.3)
-    bedtime.put_to_sleep()
+    sleepers.put_to_sleep()
     for answer in long:
         assert answer.result().policy_version == 3
         assert answer.result().lengths.tolist() == [180, 180]
 
 
 def test_a_refresh_that_fails_leaves_nothing_to_serve_and_the_next_turn_is_whole(
-    pair: Any, bedtime: Any, link: Any, make_checkpoint: Checkpoints
+    pair: Any, sleepers: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
     from rft_ray.refresh import SamplerLink
 
-    bedtime.put_to_sleep()
+    sleepers.put_to_sleep()
     hasty = SamplerLink(pair.app_name, replace(link._settings, timeout_s=5))
     with pytest.raises(Exception, match=r"Timed out|Connection closed"):
         send_folder(hasty, make_checkpoint("tied", 4), 4, sent=2)
     assert_all_refuse(pair, Weights(LIVE, 0), "have not come yet")
     # Half awake: weights have memory, keys and values have not.
     assert_all_refuse(pair, Weights(str(BASES / "tied"), 0), "asleep while the trainer has")
-    bedtime.put_to_sleep()
+    sleepers.put_to_sleep()
     good = make_checkpoint("tied", 5)
     send_folder(link, good, 5)
     assert_pair_serves(pair, good, 5)
 
 
-def test_weights_that_nobody_trains_are_there_after_sleep(pair: Any, bedtime: Any) -> None:
+def test_weights_that_nobody_trains_are_there_after_sleep(pair: Any, sleepers: Any) -> None:
     folder = Weights(str(BASES / "tied"), 0)
     before = sample(pair, folder).result().token_ids.tolist()
-    frozen = replace(bedtime._sharing, live="another application")
-    frozen_bedtime = type(bedtime)(frozen, replicas_s=300)
-    frozen_bedtime.put_to_sleep()
+    frozen = replace(sleepers._sharing, live="another application")
+    others = type(sleepers)(frozen, replicas_s=300)
+    others.put_to_sleep()
     assert_all_refuse(pair, folder, "asleep while the trainer has")
-    frozen_bedtime.open_gate()
-    frozen_bedtime.wake_frozen()
+    others.open_gate()
+    others.wake_frozen()
     for answer in [sample(pair, folder) for _ in range(8)]:
         assert answer.result().token_ids.tolist() == before
 
 
 def test_a_replica_that_dies_while_all_sleep_starts_after_the_trainers_turn(
-    pair: Any, bedtime: Any, link: Any, make_checkpoint: Checkpoints
+    pair: Any, sleepers: Any, link: Any, make_checkpoint: Checkpoints
 ) -> None:
     import ray
     from ray import serve
     from ray.serve._private.common import DeploymentID, ReplicaID
 
-    bedtime.put_to_sleep()
+    sleepers.put_to_sleep()
     deployment = DeploymentID(pair.deployment_name, pair.app_name)
     first = link._look_for_replicas()[0].replica_id
     ray.kill(ray.get_actor(ReplicaID(first, deployment).to_full_id_str(), namespace="serve"))
     assert wait_for_state(serve, pair, "STARTING")
     # One is missing: the trainer could not begin a turn now, only go on with its own.
-    assert not bedtime._all_sleep()
+    assert not sleepers._all_sleep()
     # The next turn begins when it has started and sleeps too.
-    bedtime.put_to_sleep()
-    assert bedtime._all_sleep()
+    sleepers.put_to_sleep()
+    assert sleepers._all_sleep()
     folder = make_checkpoint("tied", 6)
     assert len(send_folder(link, folder, 6)) == 2
     assert_pair_serves(pair, folder, 6)
