@@ -4,6 +4,7 @@ Run: pytest tests/test_share_gpus.py
 """
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,16 @@ def test_a_plan_says_what_each_turn_needs(capsys: pytest.CaptureFixture[str]) ->
     assert line.startswith("trainer: 39.6 GB a GPU needed, and 3.3 for a sampler asleep, of 46 GB")
     (line,) = check_placement(shared("machines.memory_gb=80", "trainer.zero_stage=3"))
     assert line.startswith("trainer: 80.9 GB of main memory needed by 8 ranks at rest, of 80 GB")
+
+
+def test_the_command_of_the_readme_fits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"rft-ray (plan \S+ online.share_gpus=true(?:.*\\\n)*.*)", readme)
+    monkeypatch.chdir(CONFIGS.parent)
+    assert main(command.replace("\\\n", " ").split()) == 0
+    assert "fits on 1 node with 8 H100 GPUs" in capsys.readouterr().out
 
 
 def test_at_rest_a_rank_holds_all_but_what_only_training_needs() -> None:
