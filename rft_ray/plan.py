@@ -143,7 +143,7 @@ def check_placement(config: RunConfig) -> list[str]:
         *_check_count(placed, "CPUs", machines.nodes, machines.cpus_per_node),
     ]
     if not counts and _find_order(config, machines) is None:
-        counts = [_why_not_placed(placed, machines, config.mode)]
+        counts = [_why_not_placed(config, placed, machines)]
     memory = [*_check_gpu_memory(parts, machines.memory_of_gpu)]
     if config.shares_gpus and not memory:
         memory = [*check_turns(config, machines)]
@@ -170,7 +170,7 @@ def _check_count(parts: list[Part], unit: str, nodes: int, per_node: int) -> Ite
             yield f"{phase}: {needed:g} {unit} needed, {there}"
 
 
-def _why_not_placed(parts: list[Part], machines: MachinesConfig, mode: str) -> str:
+def _why_not_placed(config: RunConfig, parts: list[Part], machines: MachinesConfig) -> str:
     """A clause about a run each of whose phases has enough devices in number."""
     samplers = [part for part in parts if not part.is_trainer]
     trainer = [part for part in parts if part.is_trainer]
@@ -180,13 +180,14 @@ def _why_not_placed(parts: list[Part], machines: MachinesConfig, mode: str) -> s
         ("cpus", machines.cpus_per_node),
     ):
         both, here = _sum(parts, field_name), machines.nodes * per_node
-        if mode == "online" and both > here:
+        if config.mode == "online" and both > here:
             own = f"samplers ({_sum(samplers, field_name):g}) and trainer"
             return (
                 f"{own} ({_sum(trainer, field_name):g}) need {both:g} {field_name.upper()[:-1]}s "
                 f"together, as online they work at the same time; {there}: {here} in all"
             )
-    return f"no way to place replicas and ranks whole on one node each: {there}"
+    how = "all on one node, to share its GPUs" if config.shares_gpus else "whole on one node each"
+    return f"no way to place replicas and ranks {how}: {there}"
 
 
 def _sum(parts: list[Part], field: str) -> float:
