@@ -67,11 +67,12 @@ def test_every_step_is_on_policy_and_has_its_turn(finished: tuple[Path, str]) ->
     assert all(row["sleep_seconds"] > 0 and row["staleness_max"] == 0 for row in steps)
     for step in range(1, STEPS + 1):
         path = run_dir / f"round-000/selected/step-{step:06d}.parquet"
-        rollouts = [r for group in read_groups(path) for r in group.rollouts]
+        groups = list(read_groups(path))
+        rollouts = [r for group in groups for r in group.rollouts]
         by_policy = {name: [r for r in rollouts if r.policy == name] for name in ("live", "frozen")}
         assert {r.policy_version for r in by_policy["live"]} == {step - 1}
         assert {r.policy_version for r in by_policy["frozen"]} == {0}
-        assert len(by_policy["live"]) == len(by_policy["frozen"]) == 8 * 4
+        assert len(by_policy["live"]) == len(by_policy["frozen"]) == 4 * len(groups) > 0
     assert chatter(output) == []
     assert "online turns" in (run_dir / "report.html").read_text()
 
