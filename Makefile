@@ -62,7 +62,7 @@ test: install
 
 # Live weights and whole online runs while replicas and drivers are killed.
 test-faults: install
-	$(RUN)/pytest -m faults
+	$(RUN)/pytest -n 2 --dist loadgroup -m faults
 
 test-unit: install
 	OMP_NUM_THREADS=1 $(RUN)/pytest -n auto --dist worksteal -m "not engine"
