@@ -25,16 +25,6 @@ settings.load_profile("any time")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist (`--dist loadgroup`) a file stays in one process, as do all users of samplers."""
-    for item in items:
-        if item.get_closest_marker("engine"):
-            is_user = "samplers" in getattr(item, "fixturenames", ())
-            group = "samplers" if is_user else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, of the size that is the parameter; skipped where none can be mounted."""
