@@ -130,8 +130,9 @@ class Sleepers:
         return all(self._count(calls[name]) == own for name, own in self._sharing.replicas.items())
 
     def _count(self, call: Future[list[Any]]) -> int:
+        """How many did what they were told; those whose engine is dead say that they did not."""
         try:
-            return len(call.result(2 * DRAIN_S))
+            return sum(call.result(2 * DRAIN_S))
         except (RayActorError, TimeoutError):
             # One died while it was asked, or Serve has not noticed yet: ask again.
             return 0

@@ -19,7 +19,7 @@ from rft_ray.buffer import BufferActor
 from rft_ray.gpu_gate import NAMESPACE, GateActor, Sharing, gate_name
 from rft_ray.online_trainer import OnlineJob, run_online_training
 from rft_ray.run_dir import run_label
-from rft_ray.sampling import Weights
+from rft_ray.sampling import SamplerUnavailableError, Weights
 from rft_ray.study import TARGET, Checkpoints, Samplers, Study, exported_weights
 from rft_ray.types import Group
 
@@ -58,6 +58,11 @@ class LiveTraining:
         False where training has gone back: the step will be asked for again.
         """
         return self._ask("wait_trained", step)
+
+    @property
+    def failure(self) -> Exception | None:
+        """What training failed with for good, if it has."""
+        return self._failure
 
     @property
     def output_dir(self) -> str:
@@ -135,9 +140,21 @@ def live_training(
     training = LiveTraining(study, job, buffer)
     try:
         yield training
-    except BaseException:
+    except BaseException as error:
+        # Asked first: without its buffer training fails too.
+        failure = failure_behind(error, training.failure)
         ray.kill(buffer)
+        if failure:
+            raise failure from error
         raise
+
+
+def failure_behind(error: BaseException, failure: Exception | None) -> Exception | None:
+    """Training's failure where it is the reason for an error of the driver's; None: it is not.
+
+    Samplers stay without weights, or asleep, when nobody is left to bring and wake them.
+    """
+    return failure if isinstance(error, SamplerUnavailableError) else None
 
 
 def share_gpus(study: Study, samplers: Samplers) -> Sharing:

@@ -39,9 +39,14 @@ class SleepingSampler(Sampler):
         await super().__init__(**kwargs)
 
     async def fall_asleep(self, level: Literal[1, 2], limit_s: float) -> bool:
-        """Let go of the GPU once the requests in flight are done; asleep already: nothing to do."""
+        """Let go of the GPU once the requests in flight are done; asleep already: nothing to do.
+
+        False where the engine is dead: Serve will put another replica in this one's place.
+        """
         async with asyncio.timeout(limit_s), self._refreshing:
             await self._idle.wait()
+            if self._client.errored:
+                return False
             if self._given_up == set(MEMORY):
                 return True
             # What comes from here on is refused, also where falling asleep fails half-way.
@@ -56,8 +61,10 @@ class SleepingSampler(Sampler):
         return True
 
     async def wake(self, limit_s: float) -> bool:
-        """Serve again with the weights that it fell asleep with, at level 1."""
+        """Serve again with the weights that it fell asleep with, at level 1; False as above."""
         async with asyncio.timeout(limit_s), self._refreshing:
+            if self._client.errored:
+                return False
             await self._take_back(*MEMORY)
             self._is_away = False
         return True

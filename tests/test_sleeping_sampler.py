@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rft_ray.sampling import LIVE, Weights
@@ -174,6 +175,31 @@ def test_a_replica_that_dies_while_all_sleep_starts_after_the_trainers_turn(
     folder = make_checkpoint("tied", 6)
     assert len(send_folder(link, folder, 6)) == 2
     assert_pair_serves(pair, folder, 6)
+
+
+def test_a_replica_whose_engine_died_is_missing_until_another_has_started(
+    pair: Any, sleepers: Any, link: Any, make_checkpoint: Checkpoints
+) -> None:
+    send_folder(link, make_checkpoint("tied", 7), 7)
+    engine_of(pair).kill()
+    # Not an error of the trainer's, whose ranks would start again for it.
+    assert not sleepers._all_sleep()
+    sleepers.put_to_sleep()
+    assert sleepers._all_sleep()
+    sleepers.open_gate()
+    folder = make_checkpoint("tied", 8)
+    assert len(send_folder(link, folder, 8)) == 2
+    assert_pair_serves(pair, folder, 8)
+
+
+def engine_of(pair: Any) -> psutil.Process:
+    """An engine's process of these replicas, which this process's own Ray started."""
+    return next(
+        own
+        for own in psutil.Process().children(recursive=True)
+        if "VLLM::EngineCore" in " ".join(own.cmdline())
+        and pair.app_name in " ".join(own.parent().cmdline())
+    )
 
 
 def wait_for_state(serve: Any, pair: Any, state: str) -> int:

@@ -11,6 +11,7 @@ from ray.exceptions import RayTaskError, UserCodeException
 from ray.train import WorkerGroupError
 
 from rft_ray.cli import COMMANDS, main
+from rft_ray.live_training import failure_behind
 from rft_ray.offline import NothingAcceptedError
 from rft_ray.sampling import ParityError, SamplerUnavailableError
 from rft_ray.selection import group_statistics
@@ -72,6 +73,16 @@ def test_a_bug_is_no_stop_though_a_stop_came_before_it() -> None:
     bug.__cause__ = bug.__context__ = PARITY
     assert stop_reason(bug) is None
     assert stop_reason(RuntimeError("the same base")) is None
+
+
+def test_samplers_that_a_dead_trainer_left_without_weights_are_not_the_reason() -> None:
+    gone = SamplerUnavailableError("the sampler of a has not answered in 318 s: asleep while the")
+    failure = RuntimeError("CUDA out of memory")
+    assert failure_behind(gone, failure) is failure
+    assert failure_behind(gone, None) is None
+    # An interrupt, or a bug of the driver's own, is what it is.
+    assert failure_behind(KeyboardInterrupt(), failure) is None
+    assert failure_behind(TypeError("a bug"), failure) is None
 
 
 def test_the_command_says_where_the_logs_are_and_then_why(
