@@ -71,10 +71,11 @@ def print_capacity(config: RunConfig, gpus: Sequence[int]) -> int:
 def advise(config: RunConfig) -> list[str]:
     """The nearest changes with which each part of a run has room, as overrides.
 
-    Empty where all fits, where nothing helps, or where it is machines that are missing.
+    Empty where all fits, where nothing helps, or where it is machines that are missing; and where
+    GPUs are shared, as what fits there alone may not in turns.
     """
     machines, model = config.machines, largest_model(config)
-    if machines is None:
+    if machines is None or config.shares_gpus:
         return []
     changes = _advise_ranks(config, model, machines) if model else []
     places = {policy.name: f"policies.{n}.sampler" for n, policy in enumerate(config.policies)}

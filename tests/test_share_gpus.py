@@ -105,6 +105,10 @@ def test_a_plan_says_what_each_turn_needs(capsys: pytest.CaptureFixture[str]) ->
     share = "sampler.vllm.gpu_memory_utilization=0.5"
     (line,) = check_placement(shared(alone, share))
     assert line.startswith("trainer: 39.6 GB a GPU needed, and 3.3 for a sampler asleep, of 46 GB")
+    # Recomputed activations would be enough for it alone, and are not named as what fits.
+    less = alone.replace("46", "40")
+    assert main(["plan", str(ONLINE), *SHARED, less, share]) == 2
+    assert capsys.readouterr().err.endswith("of 40 GB 36.0 can be used\n")
     (line,) = check_placement(shared("machines.nodes=2", "machines.gpus_per_node=4"))
     assert line.startswith("no way to place replicas and ranks all on one node, to share its GPUs:")
     (line,) = check_placement(shared("machines.memory_gb=80", "trainer.zero_stage=3"))
