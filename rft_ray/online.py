@@ -22,6 +22,7 @@ from rft_ray.offline import show_results
 from rft_ray.online_exports import keep_best
 from rft_ray.records import read_groups
 from rft_ray.run_dir import read_metrics
+from rft_ray.sampling import SamplerUnavailableError
 from rft_ray.scoring import (
     Scorer,
     Stage,
@@ -75,7 +76,14 @@ def sample_and_train(
     ):
         sampler = SliceSampler(study, scorer.samplers, checkpoints, verifier)
         for step in training.steps():
-            groups, facts = sampler.sample(step)
+            try:
+                groups, facts = sampler.sample(step)
+            except SamplerUnavailableError:
+                # Where training went back meanwhile nobody has weights so new any more, and the
+                # steps before this one are asked for again.
+                if training.wait_trained(sampler.oldest(step)):
+                    raise
+                continue
             training.put(step, groups, {**facts, "evaluate_seconds": watch.spent()})
             advance(1)
             is_due = step % online.evaluate_every == 0

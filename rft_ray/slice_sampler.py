@@ -81,12 +81,12 @@ class SliceSampler:
         _write(path, groups)
         return groups
 
-    def _oldest(self, step: int) -> int:
+    def oldest(self, step: int) -> int:
         """The oldest version that the step may be sampled with."""
         return max(0, step - 1 - self._study.config.online.max_staleness)
 
     def _is_fresh(self, groups: list[Group], step: int) -> bool:
-        allowed = range(self._oldest(step), step)
+        allowed = range(self.oldest(step), step)
         rollouts = [r for group in groups for r in group.rollouts if r.policy == self._live]
         return all(rollout.policy_version in allowed for rollout in rollouts)
 
@@ -97,7 +97,7 @@ class SliceSampler:
             prompt = self._study.models[policy.name].prompt
             sampling = sampling_params(policy.sampling, prompt)
             if policy.name == self._live:
-                weights = Weights(LIVE, self._oldest(step))
+                weights = Weights(LIVE, self.oldest(step))
                 if config.online.clip_low is not None:
                     # of the sampled token alone: what the importance ratio is to
                     sampling["logprobs"] = 0

@@ -131,6 +131,26 @@ def test_waiting_for_a_step_ends_when_training_goes_back_before_it() -> None:
     assert run(wait()) == [False, True]
 
 
+@pytest.mark.parametrize("max_staleness", [0, 1, 2])
+def test_a_step_being_sampled_has_its_weights_unless_training_went_back_behind_them(
+    max_staleness: int,
+) -> None:
+    async def ask() -> list[bool]:
+        buffer, version = GroupBuffer(99, max_staleness, "live"), 5
+        await buffer.start(version)
+        while await buffer.next_step() < version + 1 + max_staleness:
+            await buffer.put(await buffer.next_step(), [], {})
+        oldest = await buffer.next_step() - 1 - max_staleness
+        has_weights = [await buffer.wait_trained(oldest)]
+        for checkpoint in (oldest, oldest - 1, oldest - 3):
+            await buffer.start(checkpoint)
+            # said at once: the trainer is waiting for steps, not the driver for it
+            has_weights.append(await buffer.wait_trained(oldest))
+        return has_weights
+
+    assert run(ask()) == [True, True, False, False]
+
+
 def test_closing_ends_both_sides_after_what_was_put() -> None:
     async def close() -> list[Any]:
         buffer = GroupBuffer(9, 5, "live")
