@@ -90,6 +90,10 @@ class GroupBuffer:
                 self._next += 1
                 self._changed.notify_all()
 
+    async def wait_put(self, version: int) -> None:
+        """Return when `take` would, or has; for ranks that do not take themselves."""
+        await self._wait(lambda: self._next > version + 1 or self._is_past(version + 1))
+
     async def take(self, version: int) -> StepGroups | None:
         """The groups of step `version` + 1 without what is too stale; None after the last."""
         await self._wait(lambda: version + 1 in self._waiting or self._is_past(version + 1))

@@ -247,9 +247,14 @@ class LiveSide:
 
     def take(self, done: int) -> "StepGroups | None":
         """The next step's groups, on every rank; None when there are no more."""
+        import ray
         import torch
 
         started = time.perf_counter()
+        if not self._is_leader:
+            # Not in the collective below: NCCL waits by a kernel that spins, here for as long as
+            # the samplers work, perhaps on the same GPU.
+            ray.get(self._job.buffer.wait_put.remote(done))
         box = [self._call("take", done)]
         torch.distributed.broadcast_object_list(box, src=0, device=self._engine.device)
         self._waited = time.perf_counter() - started

@@ -151,6 +151,27 @@ def test_a_step_being_sampled_has_its_weights_unless_training_went_back_behind_t
     assert run(ask()) == [True, True, False, False]
 
 
+def test_ranks_that_do_not_take_wait_for_a_step_also_where_it_is_taken_already() -> None:
+    async def scenario() -> list[bool]:
+        buffer = GroupBuffer(9, 0, "live")
+        await buffer.start(3)
+        early = asyncio.ensure_future(buffer.wait_put(3))
+        await asyncio.sleep(0)
+        seen = [early.done()]
+        await buffer.put(4, [], {})
+        await early
+        entry = await buffer.take(3)
+        await buffer.wait_put(3)  # a rank that is late
+        late = asyncio.ensure_future(buffer.wait_put(4))
+        await asyncio.sleep(0)
+        seen += [entry is not None, late.done()]
+        await buffer.close()  # there is no further step
+        await late
+        return seen
+
+    assert run(scenario()) == [False, True, False]
+
+
 def test_closing_ends_both_sides_after_what_was_put() -> None:
     async def close() -> list[Any]:
         buffer = GroupBuffer(9, 5, "live")
@@ -163,13 +184,13 @@ def test_closing_ends_both_sides_after_what_was_put() -> None:
     assert run(close()) == [1, None, None]
 
 
-@pytest.mark.parametrize("method", ["next_step", "take", "wait_trained"])
+@pytest.mark.parametrize("method", ["next_step", "take", "wait_put", "wait_trained"])
 def test_whoever_waits_wakes_when_training_fails(method: str) -> None:
     async def fail() -> None:
         buffer = GroupBuffer(9, 0, "live")
         await buffer.start(0)
         await buffer.put(1, [], {})
-        arguments = {"next_step": (), "take": (1,), "wait_trained": (1,)}[method]
+        arguments = () if method == "next_step" else (1,)
         waiting = asyncio.ensure_future(getattr(buffer, method)(*arguments))
         await asyncio.sleep(0.01)
         assert not waiting.done()
