@@ -58,7 +58,7 @@ fuzz: bench-env
 
 test: install
 	OMP_NUM_THREADS=1 $(RUN)/pytest -n auto --dist worksteal -m "not engine"
-	$(RUN)/pytest -n 2 --dist loadfile -m "engine and not faults"
+	$(RUN)/pytest -m "engine and not faults"
 
 # Live weights and whole online runs while replicas and drivers are killed.
 test-faults: install
