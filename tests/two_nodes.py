@@ -24,7 +24,7 @@ CPUS = 8
 """Logical ones of each node."""
 PLACES = ("head", "worker")
 MARK = "RFT_TEST_NODE"
-START_S = 180
+START_S = 240
 
 
 class Link:
@@ -137,6 +137,8 @@ class TwoNodes:
             "PYTHONPATH": str(ROOT),
             "GLOO_SOCKET_IFNAME": self.link.interface.get(place, self.link.interface["head"]),
             MARK: f"{self.home}:{place}",
+            # half a minute otherwise, which a busy machine may not manage
+            "RAY_raylet_start_wait_time_s": str(START_S),
             # a token in the home of the user would be asked for
             "RAY_AUTH_MODE": "disabled",
         }
