@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under 4 minutes on 2 cores")
     arguments = parser.parse_args()
     os.chdir(ROOT)
-    size = (48, 4, 1) if arguments.quick else (100, 8, 3)
+    size = (48, 4, 1) if arguments.quick else (100, 8, 2)
     with tempfile.TemporaryDirectory() as folder:
         phases, rates = measure(Path(folder), *size)
     report(phases, rates, size)
