@@ -84,12 +84,7 @@ def head() -> Iterator[Head]:
     with (home / "head.log").open("w") as log:
         process = subprocess.Popen(
             [*command, f"--temp-dir={home}/ray"],
-            # Ray gives itself half a minute to come up, which a busy machine may not manage.
-            env={
-                **environment(home, TOKEN),
-                "RAY_AUTH_MODE": "token",
-                "RAY_raylet_start_wait_time_s": "200",
-            },
+            env={**environment(home, TOKEN), "RAY_AUTH_MODE": "token"},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
