@@ -11,7 +11,7 @@ from typing import Any
 
 from rft_ray.config import MachinesConfig, SamplerConfig, TrainerConfig
 from rft_ray.deepspeed_settings import merge
-from rft_ray.memory_plan import GB, ZeroSettings, training_memory
+from rft_ray.memory_plan import GB, ZeroSettings, gpu_share, training_memory
 from rft_ray.model_shapes import ModelShape, model_shape, model_size
 from rft_ray.parts import sampler_gb
 from rft_ray.training_config import LoraConfig
@@ -141,8 +141,7 @@ def advise_sampler(
     shape, room = model_shape(model), machines.memory_of_gpu
     if shape is None or room is None or not sampler.gpus_per_replica:
         return []
-    share = sampler.vllm.get("gpu_memory_utilization")
-    limit = (share if isinstance(share, float) else USABLE) * room
+    limit = gpu_share(sampler) * room
     devices = sampler.tensor_parallel_size
     while devices <= machines.gpus_per_node and shape.heads % devices == 0:
         wider = sampler.model_copy(

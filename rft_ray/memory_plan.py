@@ -288,7 +288,7 @@ def sampler_memory(
     copies = max(1, devices // shape.kv_heads)
     room = None
     if on_gpu and gpu_memory is not None:
-        limit = _number(own, "gpu_memory_utilization", 0.9) * gpu_memory
+        limit = gpu_share(sampler) * gpu_memory
         room = max(0.0, limit - weights - activations - runtime)
     elif not on_gpu:
         room = float(sampler.env.get("VLLM_CPU_KVCACHE_SPACE") or CACHE_GIB_ON_CPU) * 2**30
@@ -305,6 +305,11 @@ def sampler_memory(
 def most_sequences(sampler: SamplerConfig) -> int:
     """That vLLM decodes together."""
     return int(_number(sampler.vllm, "max_num_seqs", MAX_SEQUENCES))
+
+
+def gpu_share(sampler: SamplerConfig) -> float:
+    """The share of a GPU that vLLM fills."""
+    return _number(sampler.vllm, "gpu_memory_utilization", 0.9)
 
 
 def _number(settings: dict[str, object], key: str, default: float) -> float:

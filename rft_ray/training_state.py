@@ -35,15 +35,14 @@ def report_checkpoint(engine: DeepSpeedEngine, step: int, uploads: bool) -> None
     name = f"step-{step:06d}-of-{engine.world_size}-ranks"
     if uploads:
         folder = _local_folder(engine.global_rank) / name
+        train.get_all_reported_checkpoints(
+            consistency_mode=train.CheckpointConsistencyMode.COMMITTED
+        )
     else:
         # What one rank finds there decides for all.
         box = [unused_folder(_storage_folder() / name)]
         torch.distributed.broadcast_object_list(box, src=0, device=engine.device)
         folder = box[0]
-    if uploads:
-        train.get_all_reported_checkpoints(
-            consistency_mode=train.CheckpointConsistencyMode.COMMITTED
-        )
     if uploads or engine.global_rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rft_ray.config import MachinesConfig, RunConfig, SamplerConfig
+from rft_ray.config import MachinesConfig, RunConfig
 from rft_ray.fit_advice import USABLE, ranks_per_node
-from rft_ray.memory_plan import GB, GPU_RUNTIME, training_memory
+from rft_ray.memory_plan import GB, GPU_RUNTIME, gpu_share, training_memory
 from rft_ray.model_shapes import model_shape, model_size
 from rft_ray.parts import list_samplers
 
@@ -20,8 +20,6 @@ LANDING_BUCKETS = 3
 """Buckets that a worker of a sampler keeps room for from one refresh to the next."""
 SENDING_BUCKETS = 2
 """The same of trainer rank 0."""
-UTILISATION = 0.9
-"""What vLLM fills a GPU to, unless told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ def check_turns(config: RunConfig, machines: MachinesConfig) -> Iterator[str]:
             f"asleep, of {gpu:g} GB {limit:.1f} can be used"
         )
     for name, (_, sampler) in list_samplers(config).items():
-        share = utilisation(sampler)
+        share = gpu_share(sampler)
         if share * gpu + own.resting > gpu:
             yield (
                 f"sampler {name}: vllm.gpu_memory_utilization {share:g} leaves "
@@ -86,9 +84,3 @@ def check_turns(config: RunConfig, machines: MachinesConfig) -> Iterator[str]:
             f"trainer: {beside * own.parked:.1f} GB of main memory needed by {beside} ranks at "
             f"rest, of {machines.memory_gb:g} GB {USABLE * machines.memory_gb:.1f} can be used"
         )
-
-
-def utilisation(sampler: SamplerConfig) -> float:
-    """The share of a GPU that vLLM fills."""
-    share = sampler.vllm.get("gpu_memory_utilization")
-    return float(share) if isinstance(share, int | float) else UTILISATION

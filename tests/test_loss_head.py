@@ -17,6 +17,7 @@ from rft_ray.loss import ClipRange, LossSums, Targets, token_terms
 from rft_ray.loss_head import chunk_size, clipped_loss, fused_sums, logits_sums
 from rft_ray.packing import ExampleColumns, pack_batch
 from rft_ray.types import Example
+from tests.tiny_models import TINY
 
 WIDTH, VOCABULARY = 6, 50
 CLIP = ClipRange(0.2, 0.28)
@@ -117,15 +118,7 @@ def test_pieces_are_bounded_by_the_size_of_their_logits() -> None:
     assert chunk_size(torch.empty(10**9, 1, device="meta", dtype=torch.bfloat16)) == 1
 
 
-SHAPE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
+SHAPE = {**TINY, "pad_token_id": 0}
 
 
 def changed_logits(family: str) -> nn.Module:
