@@ -38,6 +38,28 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
 
 
 @pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """A process group of this process alone, once: DeepSpeed keeps the first it was built on."""
+    import torch
+
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def one_rank(process_group: None) -> Iterator[None]:
+    """This process is a DeepSpeed rank; its children, Ray's daemons among them, are not."""
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ.update(place, DS_ACCELERATOR="cpu")
+    yield
+    for name in place:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray cluster with more logical CPUs than cores, so that placements never wait."""
     from rft_ray.ray_session import start_ray, stop_ray

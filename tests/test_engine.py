@@ -4,9 +4,7 @@ Run: pytest tests/test_engine.py
 """
 
 import json
-import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +21,13 @@ from rft_ray.trainer import planned_batches, train_step
 from rft_ray.training_config import LoraConfig
 from rft_ray.types import Example
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_rank")]
 
 BASE = Path(__file__).parents[1] / "configs/quickstart_base/tied"
 ROW_TOKENS = 96
 RECIPE = RecipeConfig(
     steps=30, batch_size=8, learning_rate=1e-3, warmup_fraction=0.1, weight_decay=0.1, max_length=64
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    os.environ.update(place)
-    yield
-    torch.distributed.destroy_process_group()
-    for name in place:
-        del os.environ[name]
 
 
 @pytest.fixture(scope="module")

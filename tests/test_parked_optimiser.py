@@ -3,9 +3,7 @@
 Run: pytest tests/test_parked_optimiser.py
 """
 
-import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,10 @@ from rft_ray.trainer import planned_batches, train_step
 from rft_ray.training_config import LoraConfig
 from rft_ray.types import Example
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_rank")]
 
 BASE = str(Path(__file__).parents[1] / "configs/quickstart_base/tied")
 ROW_TOKENS = 96
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    os.environ.update(place, DS_ACCELERATOR="cpu")
-    yield
-    torch.distributed.destroy_process_group()
-    for name in place:
-        del os.environ[name]
 
 
 def train(recipe: RecipeConfig, trainer: TrainerConfig, parks: bool) -> tuple[list[float], Any]:
