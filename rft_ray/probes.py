@@ -52,7 +52,7 @@ def start_probe(code: str) -> Probe:
         text=True,
         errors="replace",
         # A process group of its own, so that whatever it started can be ended with it.
-        start_new_session=True,
+        process_group=0,
     )
 
 

@@ -61,7 +61,10 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 pass_fds=(lifeline, shared.fileno()),
-                start_new_session=True,  # Ctrl-C is for us; a grader's own children die with it
+                # Ctrl-C is for us, and a grader's own children die with it. Not a session: Linux
+                # shares the cores out between sessions, and 6.18 was seen to let a new one starve
+                # for minutes beside two busy engines.
+                process_group=0,
             )
         os.close(lifeline)
         assert self.process.stdin is not None and self.process.stdout is not None
