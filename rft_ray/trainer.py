@@ -254,9 +254,11 @@ def stop(
 
 
 def prepare_process(trainer: TrainerConfig) -> tuple[int, int]:
-    """This rank and their number; must run before deepspeed is imported."""
+    """This rank and their number; imports DeepSpeed, which must not have been before."""
     import torch
     from ray import train
+
+    from rft_ray.deepspeed_import import import_deepspeed
 
     keep_to_cores(trainer.cores, "trainer.cores")
     if trainer.gpus_per_worker == 0:
@@ -264,6 +266,7 @@ def prepare_process(trainer: TrainerConfig) -> tuple[int, int]:
         # Ray sets one thread per reserved logical CPU, which says nothing about cores.
         cores = len(trainer.cores) or os.cpu_count() or 1
         torch.set_num_threads(trainer.threads_per_worker or max(1, cores // trainer.num_workers))
+    import_deepspeed()
     context = train.get_context()
     return context.get_world_rank(), context.get_world_size()
 
