@@ -57,8 +57,8 @@ fuzz: bench-env
 	PYTHONPATH=. .venv-bench/bin/python tests/fuzz_grading.py -max_total_time=60 -timeout=5
 
 test: install
-	OMP_NUM_THREADS=1 $(RUN)/pytest -n auto --dist worksteal -m "not engine"
-	$(RUN)/pytest -m "engine and not faults"
+	OMP_NUM_THREADS=1 $(RUN)/pytest -n auto --dist worksteal -m "not engine or local"
+	$(RUN)/pytest -m "engine and not local and not faults"
 
 # Live weights and whole online runs while replicas and drivers are killed.
 test-faults: install

@@ -215,6 +215,9 @@ def train_rank(folder: Path, rank: int, steps: int) -> dict[str, Any]:
     os.environ["WORLD_SIZE"] = str(point.ranks)
     import torch
 
+    from rft_ray.deepspeed_import import import_deepspeed
+
+    import_deepspeed()
     from rft_ray.engine import build_engine
     from rft_ray.packing import plan_steps
     from rft_ray.trainer import planned_batches, train_step

@@ -331,6 +331,7 @@ def test_every_engine_argument_of_the_installed_vllm_is_known_without_importing_
 
 
 @pytest.mark.engine
+@pytest.mark.local
 def test_the_names_are_those_that_vllm_has() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 

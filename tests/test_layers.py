@@ -73,6 +73,7 @@ def test_layers_with_adapters_are_recomputed_too() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.local
 def test_compiled_layers_say_the_same_for_every_width() -> None:
     model = make_model("llama")
     widths = [[[0]], [[0, 1]], [[1], [0]]]

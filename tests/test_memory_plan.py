@@ -38,6 +38,7 @@ def offloaded(stage: int, **places: str) -> TrainerConfig:
 
 
 @pytest.mark.engine
+@pytest.mark.local
 @pytest.mark.parametrize("model", LLAMAS)
 @pytest.mark.parametrize("ranks", [1, 8, 24])
 def test_state_is_what_deepspeed_estimates(model: str, ranks: int) -> None:
@@ -61,6 +62,7 @@ def test_state_is_what_deepspeed_estimates(model: str, ranks: int) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.local
 @pytest.mark.parametrize("model", LLAMAS)
 def test_offloaded_state_is_within_deepspeeds_estimates(model: str) -> None:
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as estimate_3
@@ -251,6 +253,7 @@ LONG = replace(SMALL, tokens=1024)
 
 
 @pytest.mark.engine
+@pytest.mark.local
 @pytest.mark.parametrize(
     "point",
     [

@@ -16,7 +16,7 @@ from rft_ray.trainer import planned_batches, train_step
 from rft_ray.training_config import LoraConfig
 from rft_ray.types import Example
 
-pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_rank")]
+pytestmark = [pytest.mark.engine, pytest.mark.local, pytest.mark.usefixtures("one_rank")]
 
 BASE = str(Path(__file__).parents[1] / "configs/quickstart_base/tied")
 ROW_TOKENS = 96

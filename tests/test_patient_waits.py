@@ -27,6 +27,7 @@ def answer(pipe: Connection) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.local
 def test_turns_are_taken_without_burning_the_time_in_between() -> None:
     wait_patiently()
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue

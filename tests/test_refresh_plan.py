@@ -351,6 +351,7 @@ def vllm_layouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[s
 
 
 @pytest.mark.engine
+@pytest.mark.local
 def test_vllm_fuses_what_the_plan_fuses(
     vllm_layouts: tuple[Path, dict[str, list[str]]],
 ) -> None:
@@ -358,6 +359,7 @@ def test_vllm_fuses_what_the_plan_fuses(
 
 
 @pytest.mark.engine
+@pytest.mark.local
 def test_vllm_has_the_plans_parameters_for_the_70b_shape(
     plan: RefreshPlan, vllm_layouts: tuple[Path, dict[str, list[str]]]
 ) -> None:
@@ -368,6 +370,7 @@ def test_vllm_has_the_plans_parameters_for_the_70b_shape(
 
 
 @pytest.mark.engine
+@pytest.mark.local
 @pytest.mark.parametrize(
     ("base", "ranks"), [("untied", 1), ("untied", 2), ("untied", 4), ("tied", 2)]
 )

@@ -63,6 +63,7 @@ def compute_share(rank: int, ranks: int, folder: str) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.local
 def test_pieces_add_up_to_whole_rows(tmp_path: Path) -> None:
     """Two ranks' losses and gradients, summed, are those of packed rows on one, in float64."""
     torch.manual_seed(0)

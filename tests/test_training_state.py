@@ -43,7 +43,8 @@ def whole(folder: Path, ray_session: None) -> TrainingJob:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("uploads", [False, pytest.param(True, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("uploads", [False, True])
 def test_a_dead_worker_and_a_dead_driver_change_nothing(
     folder: Path, whole: TrainingJob, tmp_path: Path, uploads: bool
 ) -> None:

@@ -276,7 +276,7 @@ def test_a_run_killed_between_waves_goes_on_with_what_is_on_disk(tmp_path: Path)
     folder = tmp_path / "run" / "round-000"
     first = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        process_group=0,
     )  # fmt: skip
     deadline = time.monotonic() + 900
     while not (folder / "pass_rates.jsonl").exists():

@@ -117,7 +117,7 @@ class TwoNodes:
             with log.open("w") as file:
                 self.nodes[place] = subprocess.Popen(
                     command, env=self.environment(place), stdout=file, stderr=file,
-                    start_new_session=True,
+                    process_group=0,
                 )  # fmt: skip
             if self._is_up(place, log):
                 return
@@ -159,7 +159,7 @@ class TwoNodes:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
+            process_group=0,
         )
 
     def processes(self, title: str = "", place: str = "") -> list[psutil.Process]:
