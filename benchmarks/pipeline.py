@@ -64,8 +64,9 @@ def measure(
         checkpoints = timed(phases, "SFT of two models, 80 steps each", lambda: fine_tune(study))
         started = time.perf_counter()
         with running_samplers(study) as samplers:
-            phases["start two samplers"] = time.perf_counter() - started
+            # The first thing that is asked of them.
             plan = sampling_plan(study, samplers, 0, checkpoints)
+            phases["start two samplers"] = time.perf_counter() - started
             rates = measure_growth(folder, plan, study.problems["train"], k, repeats)
             timed(
                 phases,

@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 IMPORT = """
 import json, sys
 from rft_ray.deepspeed_import import import_deepspeed
@@ -22,6 +24,8 @@ print(json.dumps([loaded, compiled, singular.max().item()]))
 """
 
 
+@pytest.mark.engine
+@pytest.mark.local
 def test_what_nobody_uses_is_not_loaded_and_works_when_called() -> None:
     done = subprocess.run(
         [sys.executable, "-c", IMPORT],
