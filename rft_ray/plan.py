@@ -109,7 +109,8 @@ def _find_order(config: RunConfig, machines: MachinesConfig) -> Order | None:
 
 
 def _print_refresh(config: RunConfig) -> None:
-    from rft_ray.refresh_plan import print_refresh_plan, refresh_of_run
+    from rft_ray.refresh_costs import print_refresh_plan
+    from rft_ray.refresh_plan import refresh_of_run
 
     if plan := refresh_of_run(config):
         print("each refresh of the samplers:")

@@ -22,23 +22,23 @@ from transformers import GPT2Config, LlamaConfig, Qwen2Config
 
 from rft_ray.buckets import TensorSpec
 from rft_ray.errors import InputError
-from rft_ray.refresh_plan import (
-    FUSED,
-    LinkRates,
-    Participants,
-    RefreshPlan,
-    SamplerParameter,
-    describe_tensors,
+from rft_ray.refresh_costs import (
     list_transfers,
-    partition,
-    partition_bytes,
     peak_memory,
-    place_tensors,
-    plan_refresh,
     print_refresh_plan,
     refresh_plan_lines,
     refresh_seconds,
 )
+from rft_ray.refresh_plan import (
+    LinkRates,
+    Participants,
+    RefreshPlan,
+    describe_tensors,
+    partition,
+    partition_bytes,
+    plan_refresh,
+)
+from rft_ray.sampler_layout import FUSED, SamplerParameter, place_tensors
 
 BASES = Path(__file__).parents[1] / "configs" / "quickstart_base"
 LLAMA_2_70B = LlamaConfig(
