@@ -90,6 +90,10 @@ class Sampler(LLMServer):
         self._idle.set()
         self._meter = ReplicaMeter(Meter(policy=llm_config.model_id, replica=_replica_id()))
 
+    async def _start_engine(self) -> None:
+        # LLMServer's also starts a process, and waits for it, which only counts usage for Ray.
+        await self.engine.start()
+
     async def sample(
         self, prompt_ids: list[int], weights: Weights, sampling: dict[str, Any], seed: int
     ) -> SampledTokens:

@@ -63,6 +63,14 @@ def test_a_request_for_other_weights_gets_them_and_their_version(
     assert sample(samplers["tied"], base).token_ids.tolist() == before.token_ids.tolist()
 
 
+def test_no_process_counts_usage(samplers: dict[str, Any]) -> None:
+    import ray
+
+    named = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    assert "SERVE_CONTROLLER_ACTOR" in named
+    assert not any("telemetry" in name for name in named)
+
+
 def test_requests_for_two_versions_at_once_never_mix(
     samplers: dict[str, Any], make_checkpoint: Checkpoints
 ) -> None:
