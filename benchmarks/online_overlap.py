@@ -6,7 +6,8 @@ Two online runs of the quickstart's model, in both all that generates (driver, e
 kept to one core and training to another. With max_staleness 0 a step should take generation +
 training + refresh; with 1, generation of the next step overlaps with training on this one, so it
 should take the longer of the two. The rival of each row is that ideal, made of the parts as the
-strictly alternating run measured them.
+strictly alternating run measured them. Info row: what one core does beside a busy other, which no
+overlap can win back.
 """
 
 import argparse
@@ -90,7 +91,10 @@ def report(alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], 
     alone = parts(alternating)
     ideals = {
         0: [sum(values) for values in zip(*alone.values(), strict=True)],
-        1: [max(g, t) for g, t in zip(alone["generation"], alone["training"], strict=True)],
+        1: [
+            max(after, now)
+            for now, after in zip(alone["training"], alone["generation"][1:], strict=False)
+        ],
     }
     print(f"{steps} steps a run, the first {WARM_UP + 1} left out; medians")
     for name, values in alone.items():
@@ -107,7 +111,30 @@ def report(alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], 
         )
         goal = GOALS[staleness]
         results.append(row(f"staleness {staleness}", ours, what, ideal, goal, "s", ideal / ours))
-    finish(__file__, results)
+    alone_speed, beside = core_speed(1), core_speed(2)
+    print(f"a core beside a busy one does {beside / alone_speed:.3f} of what it does alone")
+    what = "a core's work beside a busy other"
+    share = row(what, beside, "alone", alone_speed, 1.0, "products/s", beside / alone_speed)
+    finish(__file__, [*results, {**share, "info": True}])
+
+
+def core_speed(busy: int) -> float:
+    """Matrix products a second on the first core while so many cores are busy with them."""
+    code = (
+        "import time, torch; torch.set_num_threads(1); a = torch.ones(512, 512); n = 0\n"
+        "end = time.time() + 8\n"
+        "while time.time() < end: a @ a; n += 1\n"
+        "print(n / 8)"
+    )
+    cores = (GENERATION_CORE, TRAINING_CORE)[:busy]
+    loops = [
+        subprocess.Popen(
+            ["taskset", "-c", core, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+        )
+        for core in cores
+    ]
+    first, *_ = [loop.communicate()[0] for loop in loops]
+    return float(first)
 
 
 if __name__ == "__main__":
