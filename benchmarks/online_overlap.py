@@ -115,7 +115,8 @@ def report(alternating: list[dict[str, Any]], overlapped: list[dict[str, Any]], 
     print(f"a core beside a busy one does {beside / alone_speed:.3f} of what it does alone")
     what = "a core's work beside a busy other"
     share = row(what, beside, "alone", alone_speed, 1.0, "products/s", beside / alone_speed)
-    finish(__file__, [*results, {**share, "info": True}])
+    results.append(share | {"info": True})
+    finish(__file__, results)
 
 
 def core_speed(busy: int) -> float:

@@ -46,6 +46,9 @@ def compute_share(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store-{ranks}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
+    from rft_ray.deepspeed_import import import_deepspeed
+
+    import_deepspeed()
     import deepspeed
 
     from rft_ray.sequence_parallel import share_rows, whole_rows
