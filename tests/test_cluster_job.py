@@ -37,6 +37,7 @@ TINY = [
     "rft.steps=10",
     "rft.export_every=5",
     "trainer.num_workers=1",
+    "trainer.threads_per_worker=1",
     f"trainer.cpus_per_worker={CPUS - 1}",
 ]
 

@@ -31,6 +31,7 @@ OVERRIDES = [
     "sft.export_every=null",
     "rft.export_every=null",
     "trainer.num_workers=1",
+    "trainer.threads_per_worker=1",
 ]
 MORE = [
     "num_rounds=2",

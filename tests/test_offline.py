@@ -39,6 +39,7 @@ OVERRIDES = [
     "rft.export_every=10",
     "trainer.checkpoint_every=10",
     "trainer.num_workers=1",
+    "trainer.threads_per_worker=1",
     "num_rounds=2",
     "rounds=[{}, {retrain_policies: true, temperature: 0.8, target_start_from: sft}]",
     "controls=[random]",
