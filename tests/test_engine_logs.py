@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rft_ray.engine_logs import complaints, naming_engine_logs
 from tests.conftest import BASES
@@ -53,7 +55,7 @@ def test_an_engine_that_cannot_start_is_explained_by_the_file_that_the_error_nam
     from rft_ray.deployment import deployed_samplers
 
     broken = shutil.copytree(BASES / "tied", tmp_path / "broken")
-    (broken / "model.safetensors").write_bytes(b"not tensors")
+    save_file({"of_another_model": torch.zeros(1)}, broken / "model.safetensors")
     config = SamplerConfig(vllm={"dtype": "float32", "max_model_len": 64})
     models = {"broken": (str(broken), config)}
     with pytest.raises(Exception, match="broken") as raised:  # noqa: SIM117
@@ -61,4 +63,4 @@ def test_an_engine_that_cannot_start_is_explained_by_the_file_that_the_error_nam
             pass
     named = [note.removeprefix("engine log: ") for note in raised.value.__notes__]
     assert named and all(Path(path).is_file() for path in named)
-    assert any("safetensor" in Path(path).read_text(errors="replace") for path in named)
+    assert any("of_another_model" in Path(path).read_text(errors="replace") for path in named)
