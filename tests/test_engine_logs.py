@@ -56,7 +56,10 @@ def test_an_engine_that_cannot_start_is_explained_by_the_file_that_the_error_nam
 
     broken = shutil.copytree(BASES / "tied", tmp_path / "broken")
     save_file({"of_another_model": torch.zeros(1)}, broken / "model.safetensors")
-    config = SamplerConfig(vllm={"dtype": "float32", "max_model_len": 64})
+    config = SamplerConfig(
+        vllm={"dtype": "float32", "max_model_len": 64},
+        env={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    )
     models = {"broken": (str(broken), config)}
     with pytest.raises(Exception, match="broken") as raised:  # noqa: SIM117
         with deployed_samplers(models, "torn", tolerance=1e-3):
