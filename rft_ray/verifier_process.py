@@ -62,8 +62,8 @@ class WorkerProcess:
                 bufsize=0,
                 pass_fds=(lifeline, shared.fileno()),
                 # Ctrl-C is for us, and a grader's own children die with it. Not a session: Linux
-                # shares the cores out between sessions, and 6.18 was seen to let a new one starve
-                # for minutes beside two busy engines.
+                # shares the cores out between sessions, and 6.18 let a worker in one of its own
+                # starve for as long as two engines kept the cores busy.
                 process_group=0,
             )
         os.close(lifeline)

@@ -51,7 +51,7 @@ def process_group() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_rank(process_group: None) -> Iterator[None]:
-    """This process is a DeepSpeed rank; its children, Ray's daemons among them, are not."""
+    """This process is a DeepSpeed rank for one module; what other modules start is none."""
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ.update(place, DS_ACCELERATOR="cpu")
     yield

@@ -2,8 +2,8 @@
 
 One cluster of two nodes; the sampler, one training rank and some of the stream are on the second.
 Recovery times are printed (`pytest -m faults -s`). Tried elsewhere: a driver that samples
-(`test_offline.py`, `test_waves.py`), a rank and a driver of a training (`test_trainer.py`,
-`test_online.py`), replicas in refreshes (`test_refresh.py`), graders (`test_verifier.py`).
+(`test_offline.py`, `test_waves.py`), a rank and a driver of a training (`test_online.py`,
+`test_training_state.py`), replicas in refreshes (`test_refresh.py`), graders (`test_verifier.py`).
 
 Run: pytest tests/test_faults.py
 """
