@@ -315,7 +315,10 @@ def draw(axes: dict[str, list[Point]], measured: dict[Point, Growth]) -> str:
     from rft_ray.page import page, tag
     from rft_ray.plots import line_plot
 
-    of = {"tokens of a row": lambda p: p.tokens, "parameters": lambda p: p.shape.parameters / 1e6}
+    of = {
+        "tokens of a row": lambda p: p.tokens,
+        "parameters": lambda p: round(p.shape.parameters / 1e6),
+    }
     plots = []
     for axis, x_of in of.items():
         points = axes[axis]
